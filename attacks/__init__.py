@@ -1,0 +1,64 @@
+"""The instruments: threat model, objectives, PGD, Carlini-Wagner, AutoAttack, randomness, and the counting of passes.
+
+Names load on first use, so that ``attacks.errors`` can be imported where PyTorch is not wanted.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attacks.carlini_wagner import carlini_wagner_l2
+    from attacks.checks import check_classifier, check_images
+    from attacks.clip import clip
+    from attacks.errors import BadInput
+    from attacks.objectives import cross_entropy_with, dlr_with, kl_divergence, kl_from, margin, margin_with
+    from attacks.passes import Passes, counting
+    from attacks.pgd import fgsm, pgd
+    from attacks.pixels import Pixels
+    from attacks.threat import ThreatModel
+
+_HOME = {
+    "BadInput": "errors",
+    "Passes": "passes",
+    "Pixels": "pixels",
+    "ThreatModel": "threat",
+    "carlini_wagner_l2": "carlini_wagner",
+    "check_classifier": "checks",
+    "check_images": "checks",
+    "clip": "clip",
+    "counting": "passes",
+    "cross_entropy_with": "objectives",
+    "dlr_with": "objectives",
+    "fgsm": "pgd",
+    "kl_divergence": "objectives",
+    "kl_from": "objectives",
+    "margin": "objectives",
+    "margin_with": "objectives",
+    "pgd": "pgd",
+}
+
+__all__ = [  # noqa: RUF022 - in the order a reader meets them
+    "ThreatModel",
+    "Pixels",
+    "cross_entropy_with",
+    "kl_from",
+    "kl_divergence",
+    "margin",
+    "margin_with",
+    "dlr_with",
+    "clip",
+    "fgsm",
+    "pgd",
+    "carlini_wagner_l2",
+    "Passes",
+    "counting",
+    "check_classifier",
+    "check_images",
+    "BadInput",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'attacks' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"attacks.{_HOME[name]}"), name)

@@ -1,0 +1,67 @@
+"""What attacks climb: functions of logits ``(n, k)`` that give one value per image ``(n,)``, higher being worse."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attacks.errors import BadInput
+
+Objective = Callable[[Tensor], Tensor]
+
+
+def cross_entropy_with(y: Tensor) -> Objective:
+    """Climb the cross-entropy of the labels ``y`` ``(n,)``."""
+    return lambda logits: F.cross_entropy(logits, y, reduction="none")
+
+
+def kl_from(reference: Tensor) -> Objective:
+    r"""Climb :math:`KL(p \| q)` from the fixed prediction :math:`p` of ``reference`` logits ``(n, k)``; no labels."""
+    fixed = reference.detach()
+    return lambda logits: kl_divergence(fixed, logits)
+
+
+def margin_with(y: Tensor) -> Objective:
+    """Climb the margin :func:`margin` of the labels ``y`` ``(n,)``, the loss of Carlini and Wagner without a floor."""
+    return lambda logits: margin(logits, y)
+
+
+def dlr_with(y: Tensor) -> Objective:
+    r"""Climb the difference of logits ratio, free of shift and scale.
+
+    .. math:: -\frac{z_y - \max_{k \ne y} z_k}{z_{\pi_1} - z_{\pi_3}}
+
+    with :math:`\pi` the order of the logits, largest first. Source: Croce and Hein, ICML 2020, arXiv:2003.01690,
+    equation 6. The official code adds 1e-12 below the line; so does this.
+
+    Raises:
+        BadInput: for fewer than three classes, where the ratio has no meaning.
+    """
+
+    def ratio(logits: Tensor) -> Tensor:
+        if logits.shape[1] < 3:
+            raise BadInput(f"the DLR objective needs at least 3 classes, but found {logits.shape[1]} logits")
+        top = logits.topk(3, dim=1).values
+        return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+    return ratio
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    r"""Give :math:`\max_{k \ne y} z_k - z_y` per image ``(n,)``: above 0 exactly where the network is wrong.
+
+    Source: Carlini and Wagner, S&P 2017, arXiv:1608.04644, objective f6, with the sign that an ascent needs.
+    """
+    correct = logits.gather(1, y[:, None]).squeeze(1)
+    wrong = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return wrong - correct
+
+
+def kl_divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
+    r"""Give :math:`KL(p \| q)` per image ``(n,)`` from two sets of logits ``(n, k)``: ``clean`` is p, the target.
+
+    In log space on both sides; gradients flow through both arguments.
+    """
+    p, q = clean.log_softmax(1), adversarial.log_softmax(1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(1)

@@ -1,0 +1,188 @@
+"""AutoAttack through its authors' package ``pyautoattack``: seeded, observed from outside, leaving no trace behind."""
+
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.checks import check_classifier, check_images
+from attacks.errors import BadInput
+from attacks.modes import without_parameter_gradients
+from attacks.passes import Passes, counting
+from attacks.threat import ThreatModel
+
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+def version() -> str:
+    """Name the engine for tables: the package's version."""
+    return f"official {importlib.metadata.version('pyautoattack')}"
+
+
+@dataclass(frozen=True)
+class AutoAttackResult:
+    """What the standard version found.
+
+    Attributes:
+        adversarial: images ``(n, c, h, w)``, the clean image where nothing was found.
+        by: per image the attack that fooled the network: ``clean`` if it erred before, ``""`` if it held.
+        survivors: images still classified correctly, keyed ``clean`` and then by attack, in order.
+        forward: passes spent on each image ``(n,)``; the passes of an attack are shared by the images it was given.
+        backward: likewise.
+        log: every line of the package's own log, its warnings about the model included.
+    """
+
+    adversarial: Tensor
+    by: list[str]
+    survivors: dict[str, int]
+    forward: Tensor
+    backward: Tensor
+    log: list[str]
+
+
+def autoattack(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    batch_size: int = 250,
+    progress: Callable[[str, int], None] | None = None,
+) -> AutoAttackResult:
+    """Run AutoAttack standard: APGD-CE, targeted APGD on DLR, targeted FAB, Square, each on the survivors of the last.
+
+    The caller's random state, gradients and parameter flags are as before when it returns.
+
+    Args:
+        network: images in [0, 1] to logits ``(n, k)``, in eval mode, at least four classes.
+        seed: of every attack; the official package seeds by the clock unless it is given one.
+        batch_size: images in one call of an attack. Verdicts near the boundary may depend on it.
+        progress: told (attack, survivors) as each attack ends a batch.
+
+    Raises:
+        BadInput: for images, labels or a network that :mod:`attacks.checks` refuses, another range than [0, 1], or
+            fewer than four classes, where the targeted DLR loss is not defined.
+    Source: Croce and Hein, ICML 2020, arXiv:2003.01690; package by the authors, github.com/fra31/auto-attack.
+    """
+    from pyautoattack import AutoAttack
+
+    if (threat.low, threat.high) != (0.0, 1.0):
+        raise BadInput(f"AutoAttack works on pixels in [0, 1], but the threat has [{threat.low:g}, {threat.high:g}]")
+    check_images(x, y)
+    classes = check_classifier(network, x[:batch_size], y)
+    if classes < 4:
+        raise BadInput(f"AutoAttack standard needs at least 4 classes (targeted DLR), but the network has {classes}")
+
+    devices = [x.device] if x.is_cuda else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        _kept_log() as log,
+        _kept_trace(),
+        without_parameter_gradients(network),
+        counting(network) as passes,
+    ):
+        attack = AutoAttack(network, norm=_NORMS[threat.norm], eps=threat.epsilon, seed=seed, device=x.device)
+        targets = min(9, classes - 1)
+        attack.fab.n_target_classes = min(attack.fab.n_target_classes, targets)
+        attack.apgd_targeted.n_target_classes = min(attack.apgd_targeted.n_target_classes, targets)
+        watch = _Watch(network, x, y, passes, batch_size, progress)
+        for stage, part in zip(STAGES, (attack.apgd, attack.apgd_targeted, attack.fab, attack.square), strict=True):
+            watch.follow(stage, part)
+        adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+    return watch.result(adversarial.detach(), log)
+
+
+class _Watch:
+    """Stand beside the package's four attacks and note which image each of them fooled, and what it cost."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        passes: Passes,
+        batch_size: int,
+        progress: Callable[[str, int], None] | None,
+    ) -> None:
+        self.network, self.x, self.y, self.passes = network, x, y, passes
+        self.progress = progress
+        with torch.no_grad():  # in the package's own batches, so that both see the same clean predictions
+            predictions = torch.cat([network(part).argmax(1) for part in x.split(batch_size)])
+        self.by = ["" if right else "clean" for right in (predictions == y).tolist()]
+        self.survivors = {"clean": self.by.count("")}
+        self.forward, self.backward = torch.ones(len(x)), torch.zeros(len(x))
+        self.batch_size = batch_size
+
+    def follow(self, stage: str, part: Any) -> None:
+        """Put a note-taker around ``part.perturb``; the package gives it the survivors in ascending order."""
+        perturb = part.perturb
+        queue: list[int] | None = None
+
+        def noted(x: Tensor, y: Tensor) -> Tensor:
+            nonlocal queue
+            if queue is None:
+                queue = [i for i, by in enumerate(self.by) if by == ""]
+            rows, queue = queue[: self.batch_size], queue[self.batch_size :]
+            if not torch.equal(x, self.x[rows]):
+                raise RuntimeError(f"pyautoattack no longer hands {stage} its survivors in order: pin version 0.2")
+            before = Passes(self.passes.forward, self.passes.backward)
+            adversarial: Tensor = perturb(x, y)
+            self.forward[rows] += (self.passes.forward - before.forward) / len(rows)
+            self.backward[rows] += (self.passes.backward - before.backward) / len(rows)
+            with torch.no_grad():
+                fooled = self.network(adversarial).argmax(1) != y
+            for row in torch.tensor(rows)[fooled.cpu()].tolist():
+                self.by[row] = stage
+            self.survivors[stage] = self.by.count("")
+            if self.progress is not None:
+                self.progress(stage, self.survivors[stage])
+            return adversarial
+
+        part.perturb = noted
+
+    def result(self, adversarial: Tensor, log: list[str]) -> AutoAttackResult:
+        left = self.survivors["clean"]
+        for stage in STAGES:  # an attack that had nobody left to attack reports that nobody is left
+            left = self.survivors[stage] = self.survivors.get(stage, left)
+        ordered = {stage: self.survivors[stage] for stage in ("clean", *STAGES)}
+        return AutoAttackResult(adversarial, self.by, ordered, self.forward, self.backward, log)
+
+
+@contextmanager
+def _kept_log() -> Iterator[list[str]]:
+    """Collect what the package logs (its checks' warnings included), and keep it off the terminal."""
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(f"{record.levelname}: {record.getMessage()}")
+
+    logger, handler = logging.getLogger("auto-attack"), Keep()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+@contextmanager
+def _kept_trace() -> Iterator[None]:
+    """Give a debugger or coverage tool its trace function back: one of the package's checks takes it away."""
+    trace = sys.gettrace()
+    try:
+        yield
+    finally:
+        sys.settrace(trace)

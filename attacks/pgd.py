@@ -1,0 +1,86 @@
+"""Projected gradient ascent, written once: FGSM, PGD for training, PGD-20 and CW for evaluation."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attacks.objectives import Objective, cross_entropy_with
+from attacks.threat import ThreatModel, per_image
+
+
+@torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, in which nothing has a gradient
+def pgd(
+    network: nn.Module,
+    x: Tensor,
+    objective: Objective,
+    threat: ThreatModel,
+    *,
+    start: Tensor,
+    steps: int,
+    step_size: float | Tensor,
+    radius: Tensor | None = None,
+    keep: Literal["last", "best"] = "last",
+    until: Callable[[Tensor], Tensor] | None = None,
+    patience: int | Tensor = 1,
+) -> Tensor:
+    r"""Climb ``objective`` from ``start`` within ``threat``: repeat :math:`x \gets \Pi(x + \alpha\, s(\nabla\ell))`.
+
+    Args:
+        network: images to logits ``(n, k)``; used in the mode it is in. Parameters get no gradients.
+        x: the clean images ``(n, c, h, w)``, the centre of the ball.
+        objective: logits ``(n, k)`` to one value per image ``(n,)``, higher being worse for the network.
+        start: the first iterate, like ``x``. The caller draws it, so nothing here is random.
+        step_size: in pixel units, along the sign (Linf) or the unit vector (L2) of the gradient; or ``(n,)``.
+        radius: a ball of its own for each image, ``(n,)``, in place of ``threat.epsilon``.
+        keep: ``last`` returns the last iterate after ``steps`` forward passes; ``best`` the iterate with the highest
+            objective among all ``steps + 1``, the start and the last included, with one forward pass more.
+        until: logits to a mask ``(n,)``. An image for which it held ``patience`` times (counted before each step)
+            stays where it is: with patience 1 and "misclassified", the first success counts (any iterate).
+        patience: one number, or one per image ``(n,)``.
+
+    Returns:
+        images like ``x``, without a graph.
+    Source: Madry et al., ICLR 2018, arXiv:1706.06083; ``keep="best"`` as in MadryLab/robustness; ``until`` as the early
+    stop of Zhang et al., ICML 2020, arXiv:2002.11242.
+    """
+    adversarial = start.detach().clone()
+    alpha = per_image(step_size, x) if isinstance(step_size, Tensor) else step_size
+    left = torch.as_tensor(patience, device=x.device).expand(len(x)).clone()
+    best, best_value = adversarial, torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+    for _ in range(steps):
+        point = adversarial.requires_grad_()
+        with torch.enable_grad():
+            logits = network(point)
+            value = objective(logits)
+            (gradient,) = torch.autograd.grad(value.sum(), point)  # a mean would tie an image's step to its batch
+        adversarial = point.detach()
+        if keep == "best":
+            best, best_value = _better(best, best_value, adversarial, value.detach())
+        moved = threat.project(adversarial + alpha * threat.direction(gradient), x, radius)
+        if until is not None:
+            left = left - until(logits.detach()).to(left.dtype)
+            moving = per_image(left > 0, x).bool()
+            if not moving.any():
+                break
+            moved = torch.where(moving, moved, adversarial)
+        adversarial = moved
+    if keep == "best":
+        with torch.no_grad():
+            best, _ = _better(best, best_value, adversarial, objective(network(adversarial)))
+        return best
+    return adversarial.detach()
+
+
+def fgsm(network: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    """Take one step of length epsilon from ``x`` itself along the cross-entropy's gradient; returns ``(n, c, h, w)``.
+
+    Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
+    """
+    return pgd(network, x, cross_entropy_with(y), threat, start=x, steps=1, step_size=threat.epsilon)
+
+
+def _better(best: Tensor, best_value: Tensor, point: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    higher = value > best_value
+    return torch.where(per_image(higher, point).bool(), point, best), torch.where(higher, value, best_value)

@@ -1,0 +1,64 @@
+"""Where every method lives: key to "module:Class", loaded when asked for."""
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+from attacks.errors import BadInput
+
+if TYPE_CHECKING:
+    from methods.base import AdversarialTraining
+
+_HOMES = [
+    "origins.natural:Natural",
+    "origins.pgd_at:PGDAT",
+    "regularization.trades:TRADES",
+    "regularization.mart:MART",
+    "efficient.fast_at:FastAT",
+]
+
+
+def _table(homes: list[str]) -> dict[str, str]:
+    table: dict[str, str] = {}
+    for home in homes:
+        module, _, _ = home.partition(":")
+        key = module.rpartition(".")[2]
+        if key in table:
+            raise RuntimeError(f"two methods have the key {key}: methods.{table[key]} and methods.{home}")
+        table[key] = home
+    return table
+
+
+_TABLE = _table(_HOMES)
+
+
+def names() -> list[str]:
+    """List the keys of all methods, in the survey's order."""
+    return list(_TABLE)
+
+
+def get(name: str) -> "type[AdversarialTraining]":
+    """Load a method's class by its key, such as ``trades``.
+
+    Raises:
+        BadInput: for a key that is not there, with the nearest ones that are.
+    """
+    if name not in _TABLE:
+        near = difflib.get_close_matches(name, _TABLE, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_TABLE)}"
+        raise BadInput(f"there is no method {name!r}: {hint} (atbench list methods)")
+    return _load(_TABLE[name])
+
+
+def by_class_name(name: str) -> "type[AdversarialTraining]":
+    """Load a method by the name of its class, such as ``TRADES``; raises :class:`KeyError` where there is none."""
+    for home in _TABLE.values():
+        if home.endswith(f":{name}"):
+            return _load(home)
+    raise KeyError(name)
+
+
+def _load(home: str) -> "type[AdversarialTraining]":
+    module, _, name = home.partition(":")
+    loaded: type[AdversarialTraining] = getattr(importlib.import_module(f"methods.{module}"), name)
+    return loaded

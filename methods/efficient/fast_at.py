@@ -1,0 +1,143 @@
+"""Fast adversarial training: one gradient step from a random start, in train mode."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from attacks.clip import clip
+from attacks.modes import in_mode
+from attacks.objectives import Objective, cross_entropy_with
+from attacks.pgd import pgd
+from attacks.randomness import uniform
+from attacks.threat import ThreatModel
+from methods.base import AdversarialTraining, Batch, Card
+from methods.inner import Inner
+
+
+class FastAT(AdversarialTraining):
+    r"""Train on one FGSM step from a uniform random point of the ball.
+
+    .. math:: CE(f(x + \delta), y), \quad \delta = \Pi(\delta_0 + \alpha\,\mathrm{sign}\,\nabla CE(f(x + \delta_0), y)),
+        \quad \delta_0 \sim U[-\epsilon, \epsilon]
+
+    Source: Wong et al., ICLR 2020, arXiv:2001.03994, algorithm 3. Reading: train mode in both forwards, so that
+    BatchNorm's statistics move twice a step; the start is brought into the pixel range before the gradient.
+
+    Args:
+        step_size: 1.25 epsilon; 2 epsilon overfits catastrophically.
+        start: ``uniform``; ``zero``; ``previous``, the last perturbation of the same row of the batch.
+        form: which of the authors' scripts decides where the range is enforced: ``cifar`` boxes the start; ``mnist``
+            takes the gradient at the unboxed start; ``imagenet`` clips inside the differentiated path.
+        early_stop: end training when PGD-5 accuracy on the held-out images falls by more than 0.2 in an epoch, and
+            return to the weights of the epoch before. The authors look at one training batch in train mode.
+    """
+
+    card = Card(key="fast_at", category="efficient", citation="wong2020fast")
+
+    def __init__(
+        self,
+        network: nn.Module,
+        threat: ThreatModel,
+        *,
+        step_size: str | float = "1.25 epsilon",
+        start: Literal["uniform", "zero", "previous"] = "uniform",
+        form: Literal["cifar", "mnist", "imagenet"] = "cifar",
+        early_stop: bool = False,
+        **common: Any,
+    ) -> None:
+        one_step = Inner(
+            steps=1,
+            step_size=step_size,
+            start="uniform" if start == "uniform" else "none",
+            boxed=form == "cifar",
+            mode="train",
+        )
+        super().__init__(network, threat, inner=one_step, **common)
+        self.start, self.form, self.early_stop = start, form, early_stop
+        self.previous: Tensor | None = None  # perturbations by row of the batch, where start is "previous"
+        self.sound: dict[str, Any] | None = None  # accuracy and weights of the last epoch that did not collapse
+        self._pgd5: list[Tensor] = []
+
+    def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it
+        attacked = self.perturb(batch, cross_entropy_with(batch.y))
+        return self.classification_loss(self(attacked), batch.y)
+
+    def perturb(self, batch: Batch, objective: Objective) -> Tensor:
+        """Take the one step; :attr:`previous` remembers it where the next one starts from there."""
+        x, threat = batch.x, self.present_threat()
+        start = self.inner.begin(x, threat, self.draws)
+        if self.start == "previous":
+            if self.previous is None or len(self.previous) < len(x):
+                self.previous = torch.zeros_like(x)
+            start = x + self.previous[: len(x)]
+        network = _Clipped(self.network) if self.form == "imagenet" else self.network
+        attacked = self.inner.climb(network, x, batch.y, objective, threat, start=start)
+        if self.previous is not None:
+            self.previous[: len(x)] = attacked - x
+        return attacked
+
+    # The early stop
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Also count the images that hold under PGD-5, where the early stop is on."""
+        super().validation_step(batch, batch_idx)
+        if self.early_stop:
+            with torch.inference_mode(False):
+                x, y, index = (item.clone() for item in Batch.of(batch))
+                self._pgd5.append(self._holds_under_pgd5(x, y, index))
+
+    def on_validation_epoch_end(self) -> None:
+        """End the training, on the weights of the epoch before, if robustness collapsed."""
+        super().on_validation_epoch_end()
+        if not self.early_stop or self.trainer.sanity_checking:
+            return
+        holds = torch.cat(self._pgd5)
+        self._pgd5.clear()
+        counts = self.trainer.strategy.reduce(holds.new_tensor([holds.sum(), len(holds)]), reduce_op="sum")
+        accuracy = float(counts[0] / counts[1])
+        if self.sound is not None and self.sound["accuracy"] - accuracy > 0.2:
+            self.network.load_state_dict(self.sound["weights"])
+            self.trainer.should_stop = True
+        else:
+            weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+            self.sound = {"accuracy": accuracy, "weights": weights}
+
+    def _holds_under_pgd5(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        start = self.threat.project(x + self.threat.epsilon * uniform(x, index.tolist(), self.seed, "early stop"), x)
+        with in_mode(self.network, "eval"):
+            attacked = pgd(
+                self.network,
+                x,
+                cross_entropy_with(y),
+                self.threat,
+                start=start,
+                steps=5,
+                step_size=self.threat.epsilon / 4,
+                until=lambda logits: logits.argmax(1) != y,
+            )
+            with torch.no_grad():
+                return (self.network(attacked).argmax(1) == y).long()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the row perturbations and the last sound epoch with the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["fast_at"] = {"previous": self.previous, "sound": self.sound}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up again."""
+        super().on_load_checkpoint(checkpoint)
+        kept = checkpoint["fast_at"]
+        self.previous, self.sound = kept["previous"], kept["sound"]
+
+
+class _Clipped(nn.Module):
+    """The network behind a clip of its input, as in the authors' ImageNet script."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(clip(x))
+        return logits

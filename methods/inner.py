@@ -1,0 +1,97 @@
+"""The inner maximisation as a value: how many steps, how long, from where, in which mode."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attacks.clip import clip
+from attacks.errors import BadInput
+from attacks.modes import Mode, in_mode
+from attacks.objectives import Objective
+from attacks.pgd import pgd
+from attacks.pixels import Pixels
+from attacks.threat import ThreatModel, l2_length
+from methods.draws import Draws
+
+Start = Literal["none", "uniform", "gaussian", "sphere", "ball"]
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Settings of projected gradient ascent during training.
+
+    Args:
+        steps: gradient steps, 0 or more.
+        step_size: in pixel units (``8/255``) or relative (``epsilon/4``), so that it follows a ramp or another preset.
+        start: added to the image, all scaled by ``scale``: ``uniform`` per pixel in [-1, 1], ``gaussian`` per pixel,
+            ``sphere`` a Gaussian direction of L2 length one, ``ball`` the same of a length drawn from [0, 1].
+        scale: in pixel units or relative.
+        boxed: whether the start is clipped to the pixel range before the first gradient.
+        mode: of the network while it is attacked; a part of the method's definition.
+        keep: the last iterate, or per image the one with the highest objective.
+        patience: freeze an image once it was misclassified before this many steps; None never does.
+        full_precision: switch mixed precision off during the attack.
+    """
+
+    steps: int = 10
+    step_size: str | float = "epsilon/4"
+    start: Start = "uniform"
+    scale: str | float = "epsilon"
+    boxed: bool = True
+    mode: Mode = "eval"
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = None
+    full_precision: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise BadInput(f"inner.steps is 0 or more, but found {self.steps}")
+        Pixels.read(self.step_size, "inner.step_size")
+        Pixels.read(self.scale, "inner.scale")
+
+    def begin(self, x: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
+        """Draw the first iterate for images ``x`` ``(n, c, h, w)``."""
+        length = Pixels.read(self.scale).at(threat.epsilon)
+        if self.start == "none":
+            return x
+        if self.start == "uniform":
+            noise = length * draws.uniform(x)
+        elif self.start == "gaussian":
+            noise = length * draws.normal(x)
+        else:
+            direction = draws.normal(x)
+            noise = length * direction / l2_length(direction)
+            if self.start == "ball":
+                noise = noise * (draws.uniform(x, shape=(len(x), 1, 1, 1)) + 1) / 2
+        return clip(x + noise, threat.low, threat.high) if self.boxed else x + noise
+
+    def maximise(
+        self, network: nn.Module, x: Tensor, y: Tensor, objective: Objective, threat: ThreatModel, draws: Draws
+    ) -> Tensor:
+        """Attack images ``x`` ``(n, c, h, w)``; the network comes back in the mode it was in.
+
+        ``y`` ``(n,)`` is looked at only for ``patience``.
+        """
+        return self.climb(network, x, y, objective, threat, start=self.begin(x, threat, draws))
+
+    def climb(
+        self, network: nn.Module, x: Tensor, y: Tensor, objective: Objective, threat: ThreatModel, *, start: Tensor
+    ) -> Tensor:
+        """Attack as :meth:`maximise` does, from a ``start`` that the method made itself."""
+        full = torch.autocast(x.device.type, enabled=False) if self.full_precision else nullcontext()
+        with in_mode(network, self.mode), full:
+            return pgd(
+                network,
+                x,
+                objective,
+                threat,
+                start=start,
+                steps=self.steps,
+                step_size=Pixels.read(self.step_size).at(threat.epsilon),
+                keep=self.keep,
+                until=None if self.patience is None else lambda logits: logits.argmax(1) != y,
+                patience=1 if self.patience is None else self.patience,
+            )

@@ -1,0 +1,1 @@
+"""Where the survey starts: no defence, and the first defences."""

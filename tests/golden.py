@@ -1,0 +1,119 @@
+"""Golden cases: values of the original authors' code on a toy network, and how to run a method on them."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.toy import toy_batch, toy_model
+
+FOLDER = Path(__file__).parent / "data" / "golden"
+
+
+class ScriptedDraws:
+    """Stands in for ``method.draws``: the stored noise wherever the method would draw."""
+
+    def __init__(self, normal: Tensor, uniform: Tensor) -> None:
+        self._normal, self._uniform = normal, uniform
+
+    def begin(self, **_: int) -> None: ...
+
+    def normal(self, like, shape=None):
+        return _cut(self._normal, like, shape)
+
+    def uniform(self, like, shape=None):
+        return _cut(self._uniform, like, shape)
+
+
+def _cut(noise: Tensor, like: Tensor, shape) -> Tensor:
+    for axis, size in enumerate(like.shape if shape is None else shape):
+        noise = noise.narrow(axis, 0, size)
+    return noise.to(like)
+
+
+class Normalised(nn.Module):
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.mean, self.std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (mean, std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network((x - self.mean) / self.std)
+
+
+@dataclass
+class Case:
+    method: str
+    toy: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.record["name"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.record["settings"]
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        return self.record["expected"]
+
+    @cached_property
+    def body(self) -> nn.Module:
+        toy = self.toy
+        return toy_model(toy["seed"], toy["channels"], toy["classes"])
+
+    @cached_property
+    def network(self) -> nn.Module:
+        normalisation = self.record["inputs"].get("normalisation")
+        network = (
+            self.body if normalisation is None else Normalised(self.body, normalisation["mean"], normalisation["std"])
+        )
+        return network.train(self.record["mode_at_entry"] == "train" or self.settings.get("loss_mode") == "train")
+
+    @cached_property
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        toy = self.toy
+        return toy_batch(toy["seed"], self.body, toy["batch_size"], toy["channels"], toy["classes"])
+
+    @property
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, *_ = self._batch
+        return x, y, torch.arange(len(y))
+
+    @property
+    def draws(self) -> ScriptedDraws:
+        _, _, normal, uniform = self._batch
+        return ScriptedDraws(normal, uniform)
+
+
+def cases(method: str, *kinds: str) -> list[Case]:
+    """The cases of ``method`` whose kind is one of ``kinds``."""
+    golden = json.loads((FOLDER / f"{method}.json").read_text())
+    return [Case(method, golden["toy"], record) for record in golden["cases"] if record["kind"] in kinds]
+
+
+def one(method: str, name: str) -> Case:
+    """The case of that name."""
+    return next(case for case in cases(method, "training_step", "attack", "schedule", "other") if case.name == name)
+
+
+def gradient_norm(network: nn.Module) -> float:
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).norm().item()
+
+
+def first_layer_gradient(network: nn.Module) -> Tensor:
+    return next(network.parameters()).grad.flatten()[:8]
+
+
+def assert_images(adversarial: Tensor, expected: dict[str, Any]) -> None:
+    """Compare with the stored summary at the golden files' own tolerance for images."""
+    tensor = torch.tensor(expected["first16"], dtype=torch.float64)
+    torch.testing.assert_close(adversarial.flatten()[:16], tensor, rtol=0, atol=1e-9)
+    assert abs(adversarial.sum().item() - expected["sum"]) < 1e-9 * abs(expected["sum"])
+    assert abs(adversarial.norm().item() - expected["l2_norm"]) < 1e-9 * expected["l2_norm"]

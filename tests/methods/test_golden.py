@@ -1,0 +1,97 @@
+"""Every method repeats its authors' loss, images and gradients on the toy network, in float64."""
+
+import pytest
+import torch
+from pytest import approx
+
+from attacks import ThreatModel, counting
+from methods import catalogue
+from methods.inner import Inner
+from methods.recipe import Recipe
+from tests.golden import Case, assert_images, cases, first_layer_gradient, gradient_norm
+
+
+def pgd_at(case: Case):
+    s = case.settings
+    l2 = s.get("constraint") == "2" or s.get("norm") == "l_2"
+    noise = case.record["start"]["noise"]
+    inner = Inner(
+        steps=s["steps"],
+        step_size=s["step_size"],
+        start="none" if noise == "none" else "uniform" if not l2 else "sphere" if "constraint" in s else "ball",
+        mode=s["attack_mode"],
+        keep="best" if s.get("use_best") else "last",
+        patience=(s.get("early_stop_pgd_max", 1) if s.get("early_stop") or s.get("early_stop_pgd") else None),
+    )
+    recipe = Recipe(label_smoothing=s.get("label_smoothing", 0.0))
+    threat = ThreatModel("l2" if l2 else "linf", s["epsilon"])
+    return catalogue.get("pgd_at")(case.network, threat, inner=inner, recipe=recipe)
+
+
+def gaussian_start(case: Case, **settings):
+    s = case.settings
+    inner = Inner(
+        steps=s["steps"], step_size=s["step_size"], start="gaussian", scale=1e-3, boxed=False, mode=s["attack_mode"]
+    )
+    threat = ThreatModel(s["distance"].replace("_", "").replace("linf", "linf"), s["epsilon"])
+    return catalogue.get(case.method)(case.network, threat, beta=s["beta"], inner=inner, **settings)
+
+
+def trades(case: Case):
+    return gaussian_start(case, exact_forwards=True)
+
+
+def fast_at(case: Case):
+    s = case.settings
+    return catalogue.get("fast_at")(
+        case.network,
+        ThreatModel("linf", s["epsilon"]),
+        step_size=s["step_size"],
+        start="zero" if case.record["start"]["noise"] == "none" else "uniform",
+        form="mnist" if "mnist" in case.name else "cifar",
+    )
+
+
+BUILDERS = {
+    "pgd_at": pgd_at,
+    "robust_overfitting": pgd_at,
+    "bag_of_tricks": pgd_at,
+    "trades": trades,
+    "mart": gaussian_start,
+    "fast_at": fast_at,
+}
+CASES = [case for method in BUILDERS for case in cases(method, "training_step")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.method}-{case.name}")
+def test_one_training_step_repeats_the_authors_code(case):
+    method = BUILDERS[case.method](case).double()
+    method.draws = case.draws
+    expected = case.expected
+    optimizer = torch.optim.SGD(case.network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+    with counting(case.network) as passes:
+        trace = method.trace_step(case.batch)
+    optimizer.zero_grad()
+    trace.loss.backward()
+
+    assert_images(trace.adversarial, expected["x_adv"])
+    assert trace.loss.item() == approx(expected["loss"], rel=1e-7)
+    assert gradient_norm(case.network) == approx(expected["grad_norm"], rel=1e-7)
+    torch.testing.assert_close(
+        first_layer_gradient(case.network), torch.tensor(expected["grad_first_layer"]).double(), rtol=1e-7, atol=1e-9
+    )
+    batch_norms = [m for m in case.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    if "first_bn_running_mean_after" in expected:
+        torch.testing.assert_close(
+            batch_norms[0].running_mean.tolist(), expected["first_bn_running_mean_after"], rtol=1e-7, atol=1e-9
+        )
+    if "bn_num_batches_tracked_after" in expected:
+        assert [int(m.num_batches_tracked) for m in batch_norms] == expected["bn_num_batches_tracked_after"]
+        assert [m.running_mean.sum().item() for m in batch_norms] == approx(expected["bn_running_mean_sums_after"])
+        assert [m.running_var.sum().item() for m in batch_norms] == approx(expected["bn_running_var_sums_after"])
+        assert passes.forward == expected["model_forwards"]["total"] * len(trace.adversarial)
+    if "param_l2_after" in expected:
+        optimizer.step()
+        length = torch.cat([p.flatten() for p in case.network.parameters()]).norm().item()
+        assert length == approx(expected["param_l2_after"], rel=1e-7)
