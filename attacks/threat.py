@@ -43,11 +43,7 @@ class ThreatModel:
         ``origin`` lies in the range. For use outside graphs: nothing here is meant to be differentiated.
         """
         delta = moved - origin
-        bound = (
-            torch.as_tensor(self.epsilon, dtype=delta.dtype, device=delta.device)
-            if radius is None
-            else per_image(radius, delta)
-        )
+        bound = delta.new_tensor(self.epsilon) if radius is None else per_image(radius, delta)
         if self.norm == "linf":
             delta = delta.clamp(-bound, bound)
         elif self.norm == "l2":

@@ -90,7 +90,7 @@ class AdversarialTraining(pl.LightningModule):
     """
 
     card: ClassVar[Card]
-    attacks_held_out: ClassVar[bool] = True  # natural training is selected on clean accuracy alone
+    faces_adversary: ClassVar[bool] = True  # natural training does not: neither in its loss nor in its selection
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class AdversarialTraining(pl.LightningModule):
         """Count, as int64 ``(3,)``, the images that are right under attack, right when clean, and all of them."""
         network = self.classifier()
         with in_mode(network, "eval"):
-            if self.attacks_held_out:
+            if self.faces_adversary:
                 clean, robust = held_out_verdicts(network, *batch, self.threat, seed=self.seed)
             else:
                 with torch.no_grad():

@@ -28,9 +28,9 @@ class Recipe:
         label_smoothing: the wrong classes share this much, so that the true one keeps 1 minus it (Pang et al., ICLR
             2021, whose convention differs from PyTorch's). Attacks always see hard labels.
         gradient_clip: largest L2 norm of the gradient; None for no limit.
-        average: of the weights: ``ema`` with ``average_decay`` per step, ``swa`` the plain mean of every step, both from
-            the fraction ``average_from`` on and also of BatchNorm's statistics. The averaged network is the one that is
-            selected, saved and evaluated.
+        average: of the weights: ``ema`` with ``average_decay`` per step, ``swa`` the plain mean of every step, both
+            from the fraction ``average_from`` on and also of BatchNorm's statistics. The averaged network is the
+            one that is selected, saved and evaluated.
 
     Sources: Rice et al., ICML 2020, arXiv:2002.11569; Pang et al., ICLR 2021, arXiv:2010.00467; Wong et al., ICLR 2020,
     arXiv:2001.03994 (cyclic).

@@ -15,7 +15,7 @@ class Natural(AdversarialTraining):
     """
 
     card = Card(key="natural", category="origin", citation="")
-    attacks_held_out = False
+    faces_adversary = False
 
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it
         return self.classification_loss(self(batch.x), batch.y)

@@ -1,0 +1,22 @@
+"""Data sets by name, split as the protocol says, and the Lightning module that feeds them to training."""
+
+from benchmark.data.description import Description, describe, names
+from benchmark.data.errors import CorruptData, MissingData
+from benchmark.data.images import Images, Splits, check
+from benchmark.data.load import load
+from benchmark.data.module import ImageData
+from benchmark.data.tensors import TensorData
+
+__all__ = [
+    "CorruptData",
+    "Description",
+    "ImageData",
+    "Images",
+    "MissingData",
+    "Splits",
+    "TensorData",
+    "check",
+    "describe",
+    "load",
+    "names",
+]

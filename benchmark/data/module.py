@@ -1,0 +1,85 @@
+"""The Lightning module that feeds one data set's splits to training, validation and test."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from benchmark.data.augment import Moves, crop_and_flip, draw_moves
+from benchmark.data.images import Images, Splits, check
+from benchmark.data.sampler import EpochSampler
+from benchmark.data.tensors import TensorData
+from methods.base import Batch
+
+
+class ImageData(pl.LightningDataModule):
+    """Serve ``splits`` from the training device, in an order and with an augmentation fixed by seed and epoch.
+
+    Nothing here draws from a global generator, and an epoch replayed after a kill is the same epoch. Use
+    ``Trainer(use_distributed_sampler=False)``: the training images are dealt out to the ranks here, while validation
+    and test images go to every rank, in order, so that all ranks agree on what they measured.
+
+    Args:
+        batch_size: images per step and rank; the last batch of an epoch may be smaller.
+        augment: whether training images are moved as the set's description says; sets that allow none stay as they are.
+
+    Raises:
+        BadInput: the splits do not fit their description; see :func:`benchmark.data.check`.
+    """
+
+    def __init__(self, splits: Splits, *, batch_size: int, seed: int, augment: bool = True) -> None:
+        super().__init__()
+        check(splits)
+        self.splits = splits
+        self.batch_size, self.seed = batch_size, seed
+        self.augments = augment and splits.description.augmentation == "crop4+flip"
+        self._device = torch.device("cpu")
+        self._sampler: EpochSampler | None = None
+        self._moves: tuple[int, Moves] | None = None  # an epoch and what was drawn for it
+
+    def setup(self, stage: str | None = None) -> None:
+        """Choose the trainer's device; the images move there, as uint8, with the first loader that wants them."""
+        if self.trainer is not None:
+            self._device = self.trainer.strategy.root_device
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return this rank's share of the training images, shuffled by (seed, epoch)."""
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        self._sampler = EpochSampler(len(self.splits.train), seed=self.seed, rank=rank, ranks=ranks)
+        return self._loader(self.splits.train, sampler=self._sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the held-out training images in order."""
+        return self._loader(self.splits.validation)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test images in order."""
+        return self._loader(self.splits.test)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Move the training images of ``batch``, once they are on the device."""
+        if not self.augments or self._sampler is None or self.trainer is None or not self.trainer.training:
+            return batch
+        moves = self._epoch_moves(self._sampler.epoch)  # the sampler's, so that order and moves never disagree
+        return batch._replace(x=crop_and_flip(batch.x, moves.of(batch.index)))
+
+    def _epoch_moves(self, epoch: int) -> Moves:
+        if self._moves is None or self._moves[0] != epoch:
+            images = int(self.splits.train.index.max()) + 1
+            self._moves = epoch, draw_moves(images, seed=self.seed, epoch=epoch, device=self._device)
+        return self._moves[1]
+
+    def _loader(self, images: Images, **settings: Any) -> DataLoader[Batch]:
+        return DataLoader(
+            TensorData(images.to(self._device)),
+            batch_size=self.batch_size,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # an iterator draws a seed for workers; not from the global generator
+            **settings,
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Keep the batch that ``TensorData.__getitems__`` has already put together."""
+    return batch

@@ -1,0 +1,211 @@
+"""A suite: what is trained, with what, and how it is attacked; YAML, checked key by key."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from attacks.pixels import Pixels, fraction
+from attacks.threat import ThreatModel
+from benchmark.errors import BadInput
+from benchmark.storage import read_yaml
+from methods.recipe import Recipe
+
+FOLDER = Path(__file__).parent / "suites"
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Which images; ``train_images`` and ``validation_images`` cut the set down, ``folds`` are those of digits, 0 to 4."""
+
+    name: str = "digits"
+    augment: bool = False
+    train_images: int | None = None
+    validation_images: int | None = None
+    folds: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """Which network: a name of ``atbench list architectures`` and its settings."""
+
+    name: str = "digits_cnn"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How every model is attacked.
+
+    Args:
+        epsilons: radii at which the cheap attacks run, in pixel units, such as 8/255.
+        ranked_at: radii at which models are ranked and AutoAttack runs; among ``epsilons``.
+        attacks: names of :data:`benchmark.evaluation.ATTACKS`.
+        images: test images, the first ones; None for all.
+        batch_size: images attacked together, and the unit of resumption.
+        checkpoints: which of a run's networks are attacked; AutoAttack runs on ``ranked_checkpoint`` only.
+        steps, step_size, restarts: of the two fixed-step attacks.
+        seed: of all draws.
+    """
+
+    epsilons: list[float | str] = field(default_factory=lambda: ["8/255"])
+    ranked_at: list[float | str] = field(default_factory=lambda: ["8/255"])
+    attacks: list[str] = field(default_factory=lambda: ["pgd20", "cw20", "autoattack"])
+    images: int | None = None
+    batch_size: int = 200
+    checkpoints: list[Literal["last", "best"]] = field(default_factory=lambda: ["last", "best"])
+    ranked_checkpoint: Literal["last", "best"] = "last"
+    steps: int = 20
+    step_size: str | float = "epsilon/4"
+    restarts: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epsilons", "ranked_at"):
+            radii = sorted({fraction(value, f"evaluation.{name}") for value in getattr(self, name)})
+            object.__setattr__(self, name, radii)
+        stray = set(self.ranked_at) - set(self.epsilons)
+        if stray:
+            raise BadInput(f"evaluation.ranked_at lies among evaluation.epsilons, but found {sorted(stray)}")
+        if self.ranked_checkpoint not in self.checkpoints:
+            raise BadInput(f"evaluation.ranked_checkpoint ({self.ranked_checkpoint}) is among evaluation.checkpoints")
+        for name in ("batch_size", "restarts"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"evaluation.{name} is 1 or more, but found {getattr(self, name)}")
+        if self.images is not None and self.images < 1:
+            raise BadInput(f"evaluation.images is 1 or more, but found {self.images}")
+        Pixels.read(self.step_size, "evaluation.step_size")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One suite, as read from ``suites/NAME.yaml`` or a file of the user's.
+
+    Args:
+        note: a warning that every table, figure page and CSV carries.
+        inner_steps: attack steps in training, for methods that let a preset choose.
+        methods: keys of methods to their own settings; nothing but what is special to them.
+        seeds: one experiment each, for every method (and fold).
+    """
+
+    name: str
+    title: str = ""
+    note: str = ""
+    track: Literal["common", "published"] = "common"
+    dataset: DataChoice = DataChoice()
+    network: NetworkChoice = NetworkChoice()
+    threat: ThreatModel = ThreatModel()
+    inner_steps: int = 10
+    recipe: Recipe = Recipe()
+    methods: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    evaluation: Evaluation = Evaluation()
+
+    def as_plain(self) -> dict[str, Any]:
+        """Give the suite as values that YAML holds, every default written out."""
+        return _plain(asdict(self))
+
+
+def names() -> list[str]:
+    """List the suites that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
+    """Read a suite by name or by the path of a YAML file.
+
+    Args:
+        changes: dotted keys to values that replace what the file says, such as ``{"recipe.epochs": 2}``.
+
+    Raises:
+        BadInput: for an unknown suite, a key that is not in the schema (with the nearest that is), a value of the wrong
+            type, or an unknown method; the sentence names file and key.
+    """
+    path, values = _read(name)
+    for key, value in (changes or {}).items():
+        _set(values, key, value)
+    stray = next((key for key in values if key not in Suite.__dataclass_fields__), None)
+    if stray is not None:
+        near = difflib.get_close_matches(str(stray), Suite.__dataclass_fields__, n=1)
+        raise BadInput(f"{path}: there is no key {stray!r}" + (f": did you mean {near[0]}?" if near else ""))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Suite)
+    try:
+        if isinstance(values.get("threat"), dict) and "epsilon" in values["threat"]:
+            values["threat"] |= {"epsilon": fraction(values["threat"]["epsilon"], "threat.epsilon")}
+        suite = Suite(**dict(parser.instantiate(parser.parse_object(values))))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise BadInput(f"{path}: {_one_sentence(str(error), values)}") from None
+    if not suite.methods:
+        raise BadInput(f"{path}: methods names at least one method (atbench list methods)")
+    return suite
+
+
+def read_change(text: str) -> tuple[str, Any]:
+    """Split ``recipe.epochs=2`` into the key and its value, read as YAML; raises :class:`BadInput`."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise BadInput(f"--set takes KEY=VALUE, such as recipe.epochs=2, but found {text!r}")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise BadInput(f"--set {key}: {value!r} is not a YAML value") from None
+
+
+def _read(name: str) -> tuple[Path, dict[str, Any]]:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}, or give a .yaml file"
+        raise BadInput(f"there is no suite {name!r}: {hint}")
+    values = read_yaml(path)
+    base = values.pop("based_on", None)
+    if base is not None:
+        values = _merged(_read(str(base))[1], values)
+    return path, values
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "methods"
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = values.setdefault(parent, {})
+        if below is None:
+            below = values[parent] = {}
+        if not isinstance(below, dict):
+            raise BadInput(f"--set {key}: {parent} holds a value, not keys")
+        values = below
+    values[last] = value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _one_sentence(message: str, values: dict[str, Any]) -> str:
+    """Shorten the parser's message and point at the nearest key where one was misspelled."""
+    text = " ".join(message.split()).replace("Parser key ", "key ").replace("typing.", "")
+    for wrong in (word.strip("'\"") for word in text.split() if word.startswith(("'", '"'))):
+        known = [*Suite.__dataclass_fields__, *Recipe.__dataclass_fields__, *Evaluation.__dataclass_fields__]
+        if wrong not in known and ("not accept" in text or "not expected" in text):
+            near = difflib.get_close_matches(wrong, known, n=1)
+            return f"{text}: did you mean {near[0]}?" if near else text
+    return text

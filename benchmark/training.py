@@ -1,0 +1,237 @@
+"""Train one experiment: Lightning does the work, two networks and a card come out, a kill costs at most an epoch."""
+
+import importlib.metadata
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from attacks.passes import Passes, counting
+from benchmark.data import ImageData, load
+from benchmark.errors import BadInput
+from benchmark.experiment import Experiment
+from benchmark.storage import atomically, read_yaml, save_weights, write_yaml
+from methods.base import AdversarialTraining
+from methods.selection import KeepBest
+
+Tell = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+CARD, RESUME = "card.yaml", "resume.ckpt"
+
+
+def train(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    data_root: Path | None = None,
+    download: bool = False,
+    tell: Tell | None = None,
+) -> dict[str, Any]:
+    """Train ``experiment`` in ``folder`` and give its card; a finished one is only read, a broken one resumed.
+
+    Writes ``last.safetensors``, ``best.safetensors`` (state dicts of ``method.classifier()``), ``card.yaml`` at the very
+    end, and ``resume.ckpt`` after every epoch until then.
+
+    Raises:
+        BadInput: for missing data, or a ``resume.ckpt`` that cannot be read.
+        FloatingPointError: when the loss stops being a number.
+    """
+    if (folder / CARD).is_file():
+        return read_yaml(folder / CARD)
+    splits = load(
+        experiment.dataset.name,
+        data_root,
+        download=download,
+        fold=experiment.fold,
+        train_images=experiment.dataset.train_images,
+        validation_images=experiment.dataset.validation_images,
+    )
+    method = experiment.build_method(experiment.build_network())
+    data = ImageData(
+        splits,
+        batch_size=experiment.recipe.batch_size,
+        seed=experiment.seed,
+        augment=experiment.dataset.augment,
+    )
+    best, cost = KeepBest(), Cost()
+    resume = folder / RESUME
+    trainer = _trainer(experiment, [best, cost, SaveEachEpoch(resume, tell)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on workers and logging intervals, which this trainer has no use for
+        trainer.fit(method, datamodule=data, ckpt_path=_readable(resume), weights_only=True)
+    return _finish(experiment, folder, method, best, cost, images=len(splits.train))
+
+
+def _trainer(experiment: Experiment, callbacks: list[pl.Callback]) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=experiment.recipe.epochs,
+        precision=experiment.precision,  # type: ignore[arg-type] # the suite's schema has checked it
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        deterministic="warn",
+    )
+
+
+def _readable(resume: Path) -> Path | None:
+    """Give the file to resume from, None where there is none."""
+    if not resume.is_file():
+        return None
+    try:
+        torch.load(resume, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise BadInput(
+            f"{resume} cannot be read, it may be truncated ({type(error).__name__}): delete it, and the training of "
+            f"{resume.parent.name} starts anew"
+        ) from None
+    return resume
+
+
+def _finish(
+    experiment: Experiment, folder: Path, method: AdversarialTraining, best: KeepBest, cost: "Cost", images: int
+) -> dict[str, Any]:
+    last = method.classifier().state_dict()
+    kept = {
+        "last": {"sha256": save_weights(folder / "last.safetensors", last), "epoch": len(method.history) - 1},
+        "best": {"sha256": save_weights(folder / "best.safetensors", best.weights or last), "epoch": best.epoch},
+    }
+    if best.score is not None:
+        kept["best"] |= {"held_out_robust": best.score.robust, "held_out_clean": best.score.clean}
+    card = {
+        "experiment": experiment.name,
+        "status": "done",
+        **_identity_card(experiment, method),
+        "parameters": sum(parameter.numel() for parameter in method.classifier().parameters()),
+        "training_images": images,
+        "forward_passes": cost.training.forward / images,
+        "backward_passes": cost.training.backward / images,
+        "selection_forward_passes": cost.selection.forward / images,
+        "selection_backward_passes": cost.selection.backward / images,
+        "seconds": round(cost.training_seconds, 2),
+        "selection_seconds": round(cost.selection_seconds, 2),
+        "device": _device(),
+        "weights": kept,
+        "trials": 1,
+        "versions": versions(),
+        "history": method.history,
+    }
+    write_yaml(folder / CARD, card)  # last: whoever sees a card sees a finished experiment
+    (folder / RESUME).unlink(missing_ok=True)
+    return card
+
+
+def _identity_card(experiment: Experiment, method: AdversarialTraining) -> dict[str, Any]:
+    card = method.card
+    return {
+        "method": experiment.method,
+        "category": card.category,
+        "comparison_class": card.comparison,
+        "citation": card.citation,
+        "seed": experiment.seed,
+        "fold": experiment.fold,
+        "dataset": experiment.dataset.name,
+        "network": experiment.network.name,
+        "identity": _yaml_ready(experiment.identity()),
+    }
+
+
+def failed_card(experiment: Experiment, error: str) -> dict[str, Any]:
+    """Give the card of an experiment that ended with an error, for the report."""
+    from methods import catalogue
+
+    return {
+        "experiment": experiment.name,
+        "status": "failed",
+        "error": error,
+        **_identity_card(experiment, catalogue.get(experiment.method)),  # type: ignore[arg-type] # has the card too
+    }
+
+
+def _yaml_ready(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _yaml_ready(item) for key, item in value.items()}
+    return [_yaml_ready(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def versions() -> dict[str, str]:
+    """Name the versions that a figure depends on."""
+    packages = ("atbench", "torch", "torchvision", "pytorch-lightning", "pyautoattack", "numpy")
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+class Cost(pl.Callback):
+    """Count passes and seconds from outside, training and selection apart; they go on counting after a resumption."""
+
+    def __init__(self) -> None:
+        self.training, self.selection = Passes(), Passes()
+        self.training_seconds = self.selection_seconds = 0.0
+        self._since = 0.0
+        self._counters = ExitStack()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Count training from here."""
+        self._counters.enter_context(counting(pl_module.network, self.training))
+        self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Count selection from here: Lightning validates inside the epoch."""
+        self._counters.close()
+        self.training_seconds += time.perf_counter() - self._since
+        self._counters.enter_context(counting(pl_module.classifier(), self.selection))
+        self._since = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Stop counting selection; nothing of the epoch's training is left."""
+        self._counters.close()
+        self.selection_seconds += time.perf_counter() - self._since
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the counts for a checkpoint."""
+        return {
+            "training": asdict(self.training),
+            "selection": asdict(self.selection),
+            "seconds": [self.training_seconds, self.selection_seconds],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the counts of a checkpoint."""
+        self.training, self.selection = Passes(**state_dict["training"]), Passes(**state_dict["selection"])
+        self.training_seconds, self.selection_seconds = state_dict["seconds"]
+
+
+class SaveEachEpoch(pl.Callback):
+    """Write one resumable checkpoint after every epoch, in place of the one before, and tell how far the run is."""
+
+    def __init__(self, path: Path, tell: Tell | None) -> None:
+        self.path, self.tell = path, tell
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Save after the other callbacks of the epoch's end."""
+        if trainer.is_global_zero:
+            with atomically(self.path) as temporary:
+                trainer.save_checkpoint(temporary)
+        if self.tell is not None:
+            self.tell("training", trainer.current_epoch + 1, trainer.max_epochs or 0)
