@@ -1,9 +1,9 @@
 """Files that are whole or not there: everything is written to a temporary name and renamed."""
 
 import errno
+import fcntl
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,9 +71,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def safe_name(name: str) -> str:
-    """Make a file name of any text: letters, digits and ``._=@+-`` stay, so that paths stay inside their folder."""
-    return re.sub(r"[^A-Za-z0-9._=@+-]", "_", name).lstrip(".") or "_"
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process alone; the lock goes with the process, however it ends.
+
+    Raises:
+        BadInput: when another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(f"another atbench is writing to {folder}: wait for it, or choose another folder") from None
+        yield
 
 
 def sha256(path: Path) -> str:

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent / "suites"
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Which images; ``train_images`` and ``validation_images`` cut the set down, ``folds`` are those of digits, 0 to 4."""
+    """Which images; ``train_images`` and ``validation_images`` cut the set down; digits have ``folds`` 0 to 4."""
 
     name: str = "digits"
     augment: bool = False

@@ -1,10 +1,11 @@
 """Train one experiment: Lightning does the work, two networks and a card come out, a kill costs at most an epoch."""
 
 import importlib.metadata
+import logging
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ def train(
 ) -> dict[str, Any]:
     """Train ``experiment`` in ``folder`` and give its card; a finished one is only read, a broken one resumed.
 
-    Writes ``last.safetensors``, ``best.safetensors`` (state dicts of ``method.classifier()``), ``card.yaml`` at the very
-    end, and ``resume.ckpt`` after every epoch until then.
+    Writes ``last.safetensors``, ``best.safetensors`` (state dicts of ``method.classifier()``), ``card.yaml`` at the
+    very end, and ``resume.ckpt`` after every epoch until then.
 
     Raises:
         BadInput: for missing data, or a ``resume.ckpt`` that cannot be read.
@@ -60,9 +61,8 @@ def train(
     )
     best, cost = KeepBest(), Cost()
     resume = folder / RESUME
-    trainer = _trainer(experiment, [best, cost, SaveEachEpoch(resume, tell)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on workers and logging intervals, which this trainer has no use for
+    with _quiet():
+        trainer = _trainer(experiment, [best, cost, SaveEachEpoch(resume, tell)])
         trainer.fit(method, datamodule=data, ckpt_path=_readable(resume), weights_only=True)
     return _finish(experiment, folder, method, best, cost, images=len(splits.train))
 
@@ -85,6 +85,22 @@ def _trainer(experiment: Experiment, callbacks: list[pl.Callback]) -> pl.Trainer
     )
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's greetings and its advice on workers and intervals off the terminal; errors still come."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _readable(resume: Path) -> Path | None:
     """Give the file to resume from, None where there is none."""
     if not resume.is_file():
@@ -103,7 +119,7 @@ def _finish(
     experiment: Experiment, folder: Path, method: AdversarialTraining, best: KeepBest, cost: "Cost", images: int
 ) -> dict[str, Any]:
     last = method.classifier().state_dict()
-    kept = {
+    kept: dict[str, dict[str, Any]] = {
         "last": {"sha256": save_weights(folder / "last.safetensors", last), "epoch": len(method.history) - 1},
         "best": {"sha256": save_weights(folder / "best.safetensors", best.weights or last), "epoch": best.epoch},
     }
@@ -232,6 +248,6 @@ class SaveEachEpoch(pl.Callback):
         """Save after the other callbacks of the epoch's end."""
         if trainer.is_global_zero:
             with atomically(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
+                trainer.save_checkpoint(temporary, weights_only=False)
         if self.tell is not None:
             self.tell("training", trainer.current_epoch + 1, trainer.max_epochs or 0)

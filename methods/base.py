@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from attacks.errors import BadInput
 from attacks.modes import in_mode
@@ -147,11 +148,13 @@ class AdversarialTraining(pl.LightningModule):
 
     def frozen_logits(self, x: Tensor) -> Tensor:
         """Logits ``(n, k)`` in the mode of the attack, without a graph."""
-        with torch.no_grad(), in_mode(self.network, self.inner.mode):
+        with torch.no_grad(), self.inner.conditions(self.network, x):
             return self(x)
 
     def classification_loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy, with the recipe's label smoothing."""
+        if self.recipe.label_smoothing == 0:
+            return F.cross_entropy(logits, y)  # its own mean differs from ours in the last bit
         return self.recipe.cross_entropy(logits, y).mean()
 
     def present_threat(self) -> ThreatModel:
@@ -199,24 +202,39 @@ class AdversarialTraining(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Lightning's step: the trace's loss."""
         self.draws.begin(epoch=self.current_epoch, step=batch_idx, rank=self.global_rank)
+        self._key_global_generator(step=batch_idx)  # for dropout: a resumed epoch's loader has drawn other numbers
         loss = self.trace_step(batch).loss
         self.note("loss", loss)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average the weights after the optimizer moved them."""
-        if self.averaged is not None and self.progress() >= self.recipe.average_from:
+        if self.averaged is None:
+            return
+        done = self.trainer.global_step / self.trainer.estimated_stepping_batches  # the optimizer has counted this step
+        if done >= self.recipe.average_from:
             self.averaged.update_parameters(self.network)
 
     def on_train_epoch_start(self) -> None:
-        """Key the global generator (dropout) to the epoch, so that a replayed epoch is the same epoch."""
-        torch.manual_seed(key(self.seed, "global", self.current_epoch, self.global_rank) >> 1)
+        """Key the global generator to the epoch, so that validation does not change how an ordinary loader shuffles."""
+        self._key_global_generator(step=-1)
+        self.held_out_score = None  # an epoch without validation has none
         self.on_epoch(self.current_epoch)
+
+    def _key_global_generator(self, step: int) -> None:
+        torch.manual_seed(key(self.seed, "global", self.current_epoch, step, self.global_rank) >> 1)
 
     def on_train_epoch_end(self) -> None:
         """Write one line of history; stop a run whose loss is no longer a number."""
-        means = {name: torch.stack(values).mean().item() for name, values in self._notes.items()}
+        self.history = self._history_so_far()
+        self.log_dict({name: self.history[-1][name] for name in self._notes})
         self._notes.clear()
+
+    def _history_so_far(self) -> list[dict[str, float]]:
+        """Give :attr:`history` with a line for the present epoch, whose end some callbacks see before the module."""
+        if not self._notes:
+            return self.history
+        means = {name: torch.stack(values).mean().item() for name, values in self._notes.items()}
         if not math.isfinite(means.get("loss", 0.0)):
             raise FloatingPointError(
                 f"the training loss became {means['loss']} in epoch {self.current_epoch} (from 0): lower "
@@ -224,9 +242,7 @@ class AdversarialTraining(pl.LightningModule):
             )
         score = self.held_out_score
         held_out = {} if score is None else {"held_out_robust": score.robust, "held_out_clean": score.clean}
-        line = {"epoch": self.current_epoch, **means, **held_out}
-        self.history = [*self.history[: self.current_epoch], line]
-        self.log_dict(means)
+        return [*self.history[: self.current_epoch], {"epoch": self.current_epoch, **means, **held_out}]
 
     # The held-out images, on which the best epoch is chosen
 
@@ -278,8 +294,8 @@ class AdversarialTraining(pl.LightningModule):
             self.clip_gradients(optimizer, self.recipe.gradient_clip, gradient_clip_algorithm="norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history with the weights."""
-        checkpoint["history"] = self.history
+        """Keep the history with the weights; weights whose loss is not a number replace no checkpoint."""
+        checkpoint["history"] = self._history_so_far()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the history up again."""
@@ -289,6 +305,12 @@ class AdversarialTraining(pl.LightningModule):
 def _averaged(network: nn.Module, recipe: Recipe) -> AveragedModel | None:
     if recipe.average == "none":
         return None
-    rule = get_ema_multi_avg_fn(recipe.average_decay) if recipe.average == "ema" else get_swa_multi_avg_fn()
-    averaged = AveragedModel(network, multi_avg_fn=rule, use_buffers=True)
+    # Of SWA the rule for one tensor: torch's rule for many fails on BatchNorm's whole-numbered counters.
+    ema = recipe.average == "ema"
+    averaged = AveragedModel(
+        network,
+        multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay) if ema else None,
+        avg_fn=None if ema else get_swa_avg_fn(),
+        use_buffers=True,
+    )
     return averaged.requires_grad_(False)

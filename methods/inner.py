@@ -1,8 +1,9 @@
 """The inner maximisation as a value: how many steps, how long, from where, in which mode."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,9 @@ class Inner:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise BadInput(f"inner.steps is 0 or more, but found {self.steps}")
+        for name, choices in (("start", get_args(Start)), ("mode", get_args(Mode)), ("keep", ("last", "best"))):
+            if getattr(self, name) not in choices:
+                raise BadInput(f"inner.{name} is one of {', '.join(choices)}, but found {getattr(self, name)!r}")
         Pixels.read(self.step_size, "inner.step_size")
         Pixels.read(self.scale, "inner.scale")
 
@@ -81,9 +85,8 @@ class Inner:
         self, network: nn.Module, x: Tensor, y: Tensor, objective: Objective, threat: ThreatModel, *, start: Tensor
     ) -> Tensor:
         """Attack as :meth:`maximise` does, from a ``start`` that the method made itself."""
-        full = torch.autocast(x.device.type, enabled=False) if self.full_precision else nullcontext()
-        with in_mode(network, self.mode), full:
-            return pgd(
+        with self.conditions(network, x):
+            attacked = pgd(
                 network,
                 x,
                 objective,
@@ -95,3 +98,11 @@ class Inner:
                 until=None if self.patience is None else lambda logits: logits.argmax(1) != y,
                 patience=1 if self.patience is None else self.patience,
             )
+        return attacked.clamp(threat.low, threat.high)  # a start outside is an iterate too
+
+    @contextmanager
+    def conditions(self, network: nn.Module, x: Tensor) -> Iterator[None]:
+        """Put ``network`` into the attack's mode and precision for what happens inside the block."""
+        full = torch.autocast(x.device.type, enabled=False) if self.full_precision else nullcontext()
+        with in_mode(network, self.mode), full:
+            yield

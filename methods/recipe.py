@@ -3,13 +3,17 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.errors import BadInput
+
+OptimizerName = Literal["sgd", "adam"]
+Schedule = Literal["constant", "piecewise", "cyclic", "cosine"]
+Average = Literal["none", "ema", "swa"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,12 @@ class Recipe:
 
     epochs: int = 30
     batch_size: int = 128
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: OptimizerName = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
-    schedule: Literal["constant", "piecewise", "cyclic", "cosine"] = "piecewise"
+    schedule: Schedule = "piecewise"
     milestones: tuple[float, ...] = (0.5, 0.75)
     decay: float = 0.1
     peak_at: float = 0.5
@@ -53,17 +57,26 @@ class Recipe:
     overshoot: bool = False
     label_smoothing: float = 0.0
     gradient_clip: float | None = None
-    average: Literal["none", "ema", "swa"] = "none"
+    average: Average = "none"
     average_decay: float = 0.999
     average_from: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name, choices in (("optimizer", OptimizerName), ("schedule", Schedule), ("average", Average)):
+            if getattr(self, name) not in get_args(choices):
+                known = ", ".join(get_args(choices))
+                raise BadInput(f"recipe.{name} is one of {known}, but found {getattr(self, name)!r}")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise BadInput(f"recipe.gradient_clip is above 0, or null for no limit, but found {self.gradient_clip}")
         for name, low, high in (
             ("epochs", 1, math.inf),
             ("batch_size", 1, math.inf),
             ("learning_rate", 0, math.inf),
             ("weight_decay", 0, math.inf),
+            ("momentum", 0, 1),
+            ("decay", 0, 1),
+            ("head_start", 0, math.inf),
             ("peak_at", 0, 1),
             ("warmup", 0, 1),
             ("epsilon_ramp", 0, 1),

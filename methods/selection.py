@@ -90,8 +90,8 @@ class KeepBest(pl.Callback):
         self.epoch: int | None = None
         self.weights: dict[str, Tensor] | None = None
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Compare this epoch with the best one."""
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Compare this epoch with the best one; at the epoch's end the module has yet to make its score."""
         score = pl_module.held_out_score
         if trainer.sanity_checking or score is None or not beats(score, self.score, self.ties):
             return

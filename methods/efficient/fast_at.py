@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.clip import clip
+from attacks.errors import BadInput
 from attacks.modes import in_mode
 from attacks.objectives import Objective, cross_entropy_with
 from attacks.pgd import pgd
@@ -46,6 +47,10 @@ class FastAT(AdversarialTraining):
         early_stop: bool = False,
         **common: Any,
     ) -> None:
+        if start not in ("uniform", "zero", "previous"):
+            raise BadInput(f"start is uniform, zero or previous, but found {start!r}")
+        if form not in ("cifar", "mnist", "imagenet"):
+            raise BadInput(f"form is cifar, mnist or imagenet, but found {form!r}")
         one_step = Inner(
             steps=1,
             step_size=step_size,
@@ -57,6 +62,7 @@ class FastAT(AdversarialTraining):
         self.start, self.form, self.early_stop = start, form, early_stop
         self.previous: Tensor | None = None  # perturbations by row of the batch, where start is "previous"
         self.sound: dict[str, Any] | None = None  # accuracy and weights of the last epoch that did not collapse
+        self.collapsed = False
         self._pgd5: list[Tensor] = []
 
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it
@@ -70,6 +76,7 @@ class FastAT(AdversarialTraining):
         if self.start == "previous":
             if self.previous is None or len(self.previous) < len(x):
                 self.previous = torch.zeros_like(x)
+            self.previous = self.previous.to(x)  # a checkpoint brings it back on the CPU
             start = x + self.previous[: len(x)]
         network = _Clipped(self.network) if self.form == "imagenet" else self.network
         attacked = self.inner.climb(network, x, batch.y, objective, threat, start=start)
@@ -79,6 +86,15 @@ class FastAT(AdversarialTraining):
 
     # The early stop
 
+    def on_train_start(self) -> None:
+        """Do not go on where a resumed run had already ended."""
+        self.trainer.should_stop = self.trainer.should_stop or self.collapsed
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what the sanity check counted."""
+        super().on_validation_epoch_start()
+        self._pgd5.clear()
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Also count the images that hold under PGD-5, where the early stop is on."""
         super().validation_step(batch, batch_idx)
@@ -87,20 +103,19 @@ class FastAT(AdversarialTraining):
                 x, y, index = (item.clone() for item in Batch.of(batch))
                 self._pgd5.append(self._holds_under_pgd5(x, y, index))
 
-    def on_validation_epoch_end(self) -> None:
-        """End the training, on the weights of the epoch before, if robustness collapsed."""
-        super().on_validation_epoch_end()
+    def on_validation_end(self) -> None:
+        """End the training, on the weights of the epoch before, if robustness collapsed; others have looked by now."""
+        super().on_validation_end()
         if not self.early_stop or self.trainer.sanity_checking:
             return
         holds = torch.cat(self._pgd5)
-        self._pgd5.clear()
         counts = self.trainer.strategy.reduce(holds.new_tensor([holds.sum(), len(holds)]), reduce_op="sum")
         accuracy = float(counts[0] / counts[1])
         if self.sound is not None and self.sound["accuracy"] - accuracy > 0.2:
-            self.network.load_state_dict(self.sound["weights"])
-            self.trainer.should_stop = True
+            self.load_state_dict(self.sound["weights"])  # the averaged ones too
+            self.collapsed = self.trainer.should_stop = True
         else:
-            weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+            weights = {name: value.detach().clone() for name, value in self.state_dict().items()}
             self.sound = {"accuracy": accuracy, "weights": weights}
 
     def _holds_under_pgd5(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -122,13 +137,13 @@ class FastAT(AdversarialTraining):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the row perturbations and the last sound epoch with the weights."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["fast_at"] = {"previous": self.previous, "sound": self.sound}
+        checkpoint["fast_at"] = {"previous": self.previous, "sound": self.sound, "collapsed": self.collapsed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up again."""
         super().on_load_checkpoint(checkpoint)
         kept = checkpoint["fast_at"]
-        self.previous, self.sound = kept["previous"], kept["sound"]
+        self.previous, self.sound, self.collapsed = kept["previous"], kept["sound"], kept["collapsed"]
 
 
 class _Clipped(nn.Module):

@@ -46,7 +46,7 @@ class MART(AdversarialTraining):
         self.detach_doubt = detach_doubt
 
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it
-        attacked = self.perturb(batch, cross_entropy_with(batch.y)).clamp(0, 1)  # the true label, not TRADES' KL
+        attacked = self.perturb(batch, cross_entropy_with(batch.y))  # the true label, not TRADES' KL
         clean, adversarial = self(batch.x), self(attacked)
         doubt = 1.0000001 - clean.softmax(1).gather(1, batch.y[:, None]).squeeze(1)
         self.note("mean_doubt", doubt)

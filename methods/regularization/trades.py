@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.modes import in_mode
 from attacks.objectives import Objective, kl_divergence, kl_from
 from attacks.threat import ThreatModel, l2_length
 from methods.base import AdversarialTraining, Batch, Card
@@ -62,13 +61,12 @@ class TRADES(AdversarialTraining):
         threat = self.present_threat()
         if threat.norm == "l2":
             return self._l2_ascent(batch.x, objective, threat)
-        moved = super().perturb(batch, objective)
-        return moved.clamp(threat.low, threat.high)  # without steps the start itself may lie outside
+        return super().perturb(batch, objective)
 
     def _l2_ascent(self, x: Tensor, objective: Objective, threat: ThreatModel) -> Tensor:
         """Climb by unit gradients times 2 epsilon / steps; each iterate goes into the range FIRST, then the ball."""
         delta = self.inner.begin(x, threat, self.draws) - x
-        with in_mode(self.network, self.inner.mode):
+        with self.inner.conditions(self.network, x):
             for _ in range(self.inner.steps):
                 point = (x + delta).requires_grad_()
                 with torch.enable_grad():

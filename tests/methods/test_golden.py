@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pytest import approx
 
 from attacks import ThreatModel, counting
 from methods import catalogue
@@ -76,8 +75,8 @@ def test_one_training_step_repeats_the_authors_code(case):
     trace.loss.backward()
 
     assert_images(trace.adversarial, expected["x_adv"])
-    assert trace.loss.item() == approx(expected["loss"], rel=1e-7)
-    assert gradient_norm(case.network) == approx(expected["grad_norm"], rel=1e-7)
+    assert trace.loss.item() == pytest.approx(expected["loss"], rel=1e-7)
+    assert gradient_norm(case.network) == pytest.approx(expected["grad_norm"], rel=1e-7)
     torch.testing.assert_close(
         first_layer_gradient(case.network), torch.tensor(expected["grad_first_layer"]).double(), rtol=1e-7, atol=1e-9
     )
@@ -88,10 +87,12 @@ def test_one_training_step_repeats_the_authors_code(case):
         )
     if "bn_num_batches_tracked_after" in expected:
         assert [int(m.num_batches_tracked) for m in batch_norms] == expected["bn_num_batches_tracked_after"]
-        assert [m.running_mean.sum().item() for m in batch_norms] == approx(expected["bn_running_mean_sums_after"])
-        assert [m.running_var.sum().item() for m in batch_norms] == approx(expected["bn_running_var_sums_after"])
+        assert [m.running_mean.sum().item() for m in batch_norms] == pytest.approx(
+            expected["bn_running_mean_sums_after"]
+        )
+        assert [m.running_var.sum().item() for m in batch_norms] == pytest.approx(expected["bn_running_var_sums_after"])
         assert passes.forward == expected["model_forwards"]["total"] * len(trace.adversarial)
     if "param_l2_after" in expected:
         optimizer.step()
         length = torch.cat([p.flatten() for p in case.network.parameters()]).norm().item()
-        assert length == approx(expected["param_l2_after"], rel=1e-7)
+        assert length == pytest.approx(expected["param_l2_after"], rel=1e-7)

@@ -1,0 +1,247 @@
+"""The command line: words in, a call out. Nothing is done here."""
+
+import inspect
+import signal
+import sys
+from argparse import Action
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from benchmark.errors import BadInput
+
+_EXAMPLES = {
+    "run": "atbench run digits-common --methods pgd_at trades --seeds 0 1 2",
+    "train": "atbench train trades --suite digits-common --seed 1",
+    "evaluate": "atbench evaluate --model wrn.py:build --weights wrn.safetensors --dataset cifar10",
+    "report": "atbench report reports/quickstart",
+    "list": "atbench list methods",
+    "show": "atbench show trades",
+}
+_SUMMARIES = {
+    "run": "train, attack and report a whole suite",
+    "train": "train one method",
+    "evaluate": "attack a model you already have",
+    "report": "make tables and figures anew",
+    "list": "list methods, suites, datasets or architectures",
+    "show": "show one method",
+}
+
+
+def main(words: list[str] | None = None) -> NoReturn:
+    """Run ``atbench``; exit code 2 for input that a person can mend, 1 for a method that failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are ended and temporary files removed
+    parser = _parser()
+    chosen = parser.parse_args(words)
+    if chosen.command is None:
+        parser.print_help()
+        sys.exit(2)
+    try:
+        code = _COMMANDS[chosen.command](chosen[chosen.command])
+    except BadInput as error:
+        print(f"atbench: {error}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        sys.stderr.close()
+        code = 0
+    except KeyboardInterrupt:
+        print("atbench: stopped; the same command goes on where it was", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="atbench",
+        description="Adversarial training measured honestly: train, attack, tabulate, plot.",
+        formatter_class=_Help,  # the commands take theirs from here
+    )
+    commands = parser.add_subcommands(required=False, dest="command")
+
+    for name, add_words in _WORDS.items():
+        description = inspect.cleandoc(add_words.__doc__ or "")
+        command = ArgumentParser(description=description, epilog=f"example: {_EXAMPLES[name]}")
+        add_words(command)
+        commands.add_subcommand(name, command, help=_SUMMARIES[name])
+    return parser
+
+
+class _Help(DefaultHelpFormatter):
+    """Help as its author wrote it, without the types that the parser would add."""
+
+    def _get_help_string(self, action: Action) -> str:
+        return action.help or ""
+
+
+def _run_words(parser: ArgumentParser) -> None:
+    """Train a suite's methods, attack what they trained, and make tables, figures and a page.
+
+    A stopped run goes on where it was when the same command is given again.
+    """
+    parser.add_argument("suite", help="a name of `atbench list suites`, or a YAML file")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these (default: all of the suite)")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="in place of the suite's")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/SUITE)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
+    _add_common(parser)
+
+
+def _train_words(parser: ArgumentParser) -> None:
+    """Train one method in a suite's setting; the weights and their card stay in a folder of their own."""
+    parser.add_argument("method", help="a name of `atbench list methods`")
+    parser.add_argument("--suite", default="digits-common", help="whose setting (default: digits-common)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
+    _add_common(parser)
+
+
+def _evaluate_words(parser: ArgumentParser) -> None:
+    """Attack a model you already have.
+
+    Nothing is trained; every image's verdict is written, and a stopped run resumes.
+    """
+    builder = "a function without arguments that returns an nn.Module from images in [0, 1] to logits, or a name of "
+    radii = "in pixel units (default: 8/255); of several, AutoAttack runs at the last"
+    attacks = "of pgd20, cw20, autoattack (default: these three), pgd20_any, and cw_l2 for the norm l2"
+    add = parser.add_argument
+    add("--model", required=True, metavar="FILE:BUILDER", help=f"{builder}`atbench list architectures`")
+    add("--weights", required=True, type=Path, metavar="FILE", help="safetensors, or a PyTorch state dict")
+    add("--dataset", required=True, metavar="NAME", help="a name of `atbench list datasets`")
+    add("--norm", default="linf", choices=["linf", "l2", "l1"], help="of the perturbation (default: linf)")
+    add("--epsilon", nargs="+", type=str, default=["8/255"], metavar="FRACTION", help=radii)
+    add("--attacks", nargs="+", default=["pgd20", "cw20", "autoattack"], metavar="NAME", help=attacks)
+    add("--images", type=int, metavar="N", help="the first N test images (default: all)")
+    add("--batch-size", type=int, default=200, metavar="N", help="images at once (default: 200)")
+    add("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
+    add("--name", metavar="NAME", help="in the tables (default: that of the weights file)")
+    add("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/evaluate-NAME)")
+    _add_data(parser)
+
+
+def _report_words(parser: ArgumentParser) -> None:
+    """Make tables, figures and the page from the evidence in a folder; needs no GPU and no PyTorch."""
+    parser.add_argument("folder", type=Path, help="such as reports/quickstart")
+
+
+def _list_words(parser: ArgumentParser) -> None:
+    """List what there is to choose from."""
+    parser.add_argument("what", choices=["methods", "suites", "datasets", "architectures"], help="one of these words")
+
+
+def _show_words(parser: ArgumentParser) -> None:
+    """Show a method: its equation and reading, its settings, and the figures published for it."""
+    parser.add_argument("method", help="a name of `atbench list methods`")
+
+
+def _add_common(parser: ArgumentParser) -> None:
+    changed = "change settings of the suite, such as recipe.epochs=2"
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=changed)
+    kept = "of trained weights (default: checkpoints)"
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="FOLDER", help=kept)
+    _add_data(parser)
+
+
+def _add_data(parser: ArgumentParser) -> None:
+    holds = "that holds the data sets as torchvision lays them out (default: $ATBENCH_DATA, or data)"
+    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help=holds)
+    parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
+
+
+def _run(chosen: Namespace) -> int:
+    from benchmark import commands
+    from benchmark.suite import read_change
+
+    return commands.run(
+        chosen.suite,
+        methods=chosen.methods,
+        seeds=chosen.seeds,
+        changes=dict(map(read_change, chosen.set)),
+        output=chosen.output,
+        checkpoints=chosen.checkpoints,
+        data_root=chosen.data_root,
+        download=chosen.download,
+        processes=_positive("--workers", chosen.workers),
+    )
+
+
+def _train(chosen: Namespace) -> int:
+    from benchmark import commands
+    from benchmark.suite import read_change
+
+    return commands.train(
+        chosen.method,
+        chosen.suite,
+        seed=chosen.seed,
+        changes=dict(map(read_change, chosen.set)),
+        checkpoints=chosen.checkpoints,
+        data_root=chosen.data_root,
+        download=chosen.download,
+    )
+
+
+def _evaluate(chosen: Namespace) -> int:
+    from benchmark import own_model
+    from benchmark.suite import Evaluation
+
+    settings = Evaluation(
+        epsilons=chosen.epsilon,
+        ranked_at=chosen.epsilon[-1:],
+        attacks=chosen.attacks,
+        images=_positive("--images", chosen.images),
+        batch_size=_positive("--batch-size", chosen.batch_size),
+        checkpoints=["last"],
+        seed=chosen.seed,
+    )
+    return own_model.evaluate_file(
+        chosen.model,
+        chosen.weights,
+        dataset=chosen.dataset,
+        norm=chosen.norm,
+        settings=settings,
+        name=chosen.name,
+        output=chosen.output,
+        data_root=chosen.data_root,
+        download=chosen.download,
+    )
+
+
+def _report(chosen: Namespace) -> int:
+    from benchmark.report import build
+
+    build(chosen.folder)
+    print(chosen.folder / "index.html")
+    return 0
+
+
+def _list(chosen: Namespace) -> int:
+    from benchmark import inspection
+
+    print("\n".join(inspection.listing(chosen.what)))
+    return 0
+
+
+def _show(chosen: Namespace) -> int:
+    from benchmark import inspection
+
+    print(inspection.method(chosen.method))
+    return 0
+
+
+def _positive(option: str, value: Any) -> Any:
+    if value is not None and value < 1:
+        raise BadInput(f"{option} is 1 or more, but found {value}")
+    return value
+
+
+_WORDS = {
+    "run": _run_words,
+    "train": _train_words,
+    "evaluate": _evaluate_words,
+    "report": _report_words,
+    "list": _list_words,
+    "show": _show_words,
+}
+_COMMANDS = {"run": _run, "train": _train, "evaluate": _evaluate, "report": _report, "list": _list, "show": _show}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""The protocol of evaluation: which attacks, how strong, from which start, and what counts as fooled.
+
+Every attack leaves one verdict per test image. An image that is misclassified as it stands is fooled under all of them.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks import official
+from attacks.carlini_wagner import carlini_wagner_l2
+from attacks.checks import check_classifier, check_images
+from attacks.errors import BadInput
+from attacks.modes import in_mode
+from attacks.objectives import Objective, cross_entropy_with, margin, margin_with
+from attacks.passes import Passes, counting
+from attacks.pgd import pgd
+from attacks.pixels import Pixels
+from attacks.randomness import uniform
+from attacks.threat import ThreatModel
+from benchmark.data import Images
+from benchmark.results import evidence
+from benchmark.storage import write_text
+from benchmark.suite import Evaluation
+
+Tell = Callable[[str, int, int], None]
+
+
+class Job(NamedTuple):
+    """One attack at one radius; ``clean`` at radius 0 is no attack at all."""
+
+    attack: str
+    epsilon: float
+
+
+class Attacked(NamedTuple):
+    """What an attack made of a batch: images, and per image the part that fooled it and the passes it cost."""
+
+    adversarial: Tensor
+    by: list[str]
+    forward: Tensor
+    backward: Tensor
+    log: list[str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is attacked, within what: a network in eval mode, a norm, and the settings of the protocol."""
+
+    network: nn.Module
+    threat: ThreatModel
+    settings: Evaluation
+    tell: Tell | None = None
+
+
+def pgd20(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """PGD on the cross-entropy: 20 steps of epsilon/4 from a uniform start; the LAST iterate counts."""
+    return _fixed_steps(subject, x, y, index, "pgd20", cross_entropy_with(y), any_iterate=False)
+
+
+def pgd20_any(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """PGD-20 of which ANY iterate counts, a stronger attack than the survey's rows used."""
+    return _fixed_steps(subject, x, y, index, "pgd20_any", cross_entropy_with(y), any_iterate=True)
+
+
+def cw20(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """PGD-20 on the margin loss of Carlini and Wagner, which does not saturate where the cross-entropy does."""
+    return _fixed_steps(subject, x, y, index, "cw20", margin_with(y), any_iterate=False)
+
+
+def cw_l2(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """Minimum-norm attack of Carlini and Wagner: fooled if the closest success lies within epsilon in L2."""
+    if subject.threat.norm != "l2":
+        raise BadInput(f"cw_l2 minimises the L2 norm, but the threat is {subject.threat.norm}: use cw20")
+    with counting(subject.network) as passes:
+        found = carlini_wagner_l2(subject.network, x, y)
+    near = subject.threat.distance(found, x) <= subject.threat.epsilon
+    adversarial = torch.where(near[:, None, None, None], found, x)
+    return _with_shared_cost(adversarial, "cw_l2", passes)
+
+
+def autoattack(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """AutoAttack standard, through its authors' package; seeded per batch by the evaluation's seed."""
+    tell = subject.tell
+    result = official.autoattack(
+        subject.network,
+        x,
+        y,
+        subject.threat,
+        seed=subject.settings.seed,
+        batch_size=subject.settings.batch_size,
+        progress=None if tell is None else lambda stage, left: tell(f"{stage}: {left} of {len(x)} hold", 0, 0),
+    )
+    return Attacked(result.adversarial, result.by, result.forward, result.backward, result.log)
+
+
+ATTACKS: dict[str, Callable[[Subject, Tensor, Tensor, Tensor], Attacked]] = {
+    "pgd20": pgd20,
+    "pgd20_any": pgd20_any,
+    "cw20": cw20,
+    "cw_l2": cw_l2,
+    "autoattack": autoattack,
+}
+RANKING_ONLY = ("autoattack",)  # too dear for every radius and checkpoint: the ranked ones only
+
+
+def evaluate(
+    network: nn.Module,
+    images: Images,
+    threat: ThreatModel,
+    settings: Evaluation = Evaluation(),
+    *,
+    ranked: bool = True,
+    attacks: Collection[str] | None = None,
+    place: Callable[[Job], Path] | None = None,
+    tell: Tell | None = None,
+) -> pd.DataFrame:
+    """Attack ``network`` by the protocol and return one verdict per image, attack and epsilon.
+
+    Args:
+        network: images in [0, 1] to logits ``(n, k)``; attacked in eval mode and left in the mode it was in.
+        images: the test images; the first ``settings.images`` of them are used.
+        threat: norm and pixel range; its radius is replaced by those of ``settings``.
+        ranked: whether this is the checkpoint that is ranked; AutoAttack runs on no other.
+        attacks: only these, of ``settings.attacks`` and ``clean``.
+        place: the folder for the verdicts of a job. Parts that lie there are not attacked again, new ones are written
+            as they are finished; without it everything stays in memory.
+        tell: told (what, batches done, batches in all).
+
+    Returns:
+        the columns of :data:`benchmark.results.evidence.SCHEMA`.
+    Raises:
+        BadInput: for images, labels or a network that :mod:`attacks.checks` refuses, or an unknown attack.
+    """
+    chosen = images.take(torch.arange(min(len(images), settings.images or len(images)), device=images.labels.device))
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    todo = [job for job in jobs(settings, ranked=ranked) if attacks is None or job.attack in attacks]
+    size = min(settings.batch_size, len(chosen))
+    batches = list(torch.arange(len(chosen)).split(size))
+    frames, done, total = [], 0, len(todo) * len(batches)
+    with in_mode(network, "eval"):
+        for job in todo:
+            folder = None if place is None else place(job)
+            finished = {} if folder is None else {path.name: path for path in evidence.finished_parts(folder)}
+            for number, rows in enumerate(batches):
+                done += 1
+                if f"part-{number:05d}.parquet" in finished:
+                    continue
+                if tell is not None:
+                    tell(f"{job.attack} at {job.epsilon:.4g}", done - 1, total)
+                subject = Subject(network, threat.at(job.epsilon), settings, tell)
+                frame, log = _verdicts(subject, chosen.take(rows).to(device), job, size)
+                frames.append(frame)
+                if folder is not None:
+                    _keep_log(folder, number, log)
+                    evidence.write_part(folder, frame, number)  # last: a part that is there is finished
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=evidence.SCHEMA.names)
+
+
+def jobs(settings: Evaluation, *, ranked: bool) -> Iterator[Job]:
+    """List what the protocol asks for: clean accuracy first, then each attack from the smallest radius up."""
+    unknown = [name for name in settings.attacks if name not in ATTACKS]
+    if unknown:
+        raise BadInput(f"there is no attack {unknown[0]!r}: evaluation.attacks takes {', '.join(ATTACKS)}")
+    yield Job("clean", 0.0)
+    for attack in settings.attacks:
+        if attack not in RANKING_ONLY:
+            yield from (Job(attack, float(epsilon)) for epsilon in settings.epsilons)
+        elif ranked:
+            yield from (Job(attack, float(epsilon)) for epsilon in settings.ranked_at)
+
+
+def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd.DataFrame, list[str]]:
+    """Attack one batch, padded to ``size`` so that every batch has one shape: logits depend on it in the last bits."""
+    begun, network = time.perf_counter(), subject.network
+    missing = 0 if job.attack in RANKING_ONLY else size - len(images)
+    padded = images.take(torch.arange(len(images) + missing, device=images.labels.device) % len(images))
+    x, y = padded.pixels(), padded.labels
+    check_images(x, y, subject.threat.low, subject.threat.high)
+    check_classifier(network, x, y)
+    with torch.no_grad():
+        clean = network(x).argmax(1)
+    attacked = _no_attack(x) if job.attack == "clean" else ATTACKS[job.attack](subject, x, y, padded.index)
+    _check_moved(subject.threat, attacked.adversarial, x, job)
+    # An image that is wrong as it stands is its own adversarial image, even if an attack moved it back to its class.
+    wrong = clean != y
+    with torch.no_grad():
+        logits = network(torch.where(wrong[:, None, None, None], x, attacked.adversarial))
+    fooled = logits.argmax(1) != y
+    frame = pd.DataFrame(
+        {
+            "index": padded.index.cpu(),
+            "label": y.cpu(),
+            "clean_prediction": clean.cpu(),
+            "prediction": logits.argmax(1).cpu(),
+            "fooled": fooled.cpu(),
+            "by": [
+                "clean" if misread else name if hit else ""
+                for name, misread, hit in zip(attacked.by, wrong.tolist(), fooled.tolist(), strict=True)
+            ],
+            "attack": job.attack,
+            "epsilon": job.epsilon,
+            "margin": margin(logits, y).cpu(),
+            "confidence": logits.softmax(1).amax(1).cpu(),
+            "forward": attacked.forward.cpu(),
+            "backward": attacked.backward.cpu(),
+            "seconds": (time.perf_counter() - begun) / len(x),
+            "engine": official.version() if job.attack == "autoattack" else "",
+            "carried": False,
+        }
+    )
+    return frame.head(len(images)), attacked.log
+
+
+def _fixed_steps(
+    subject: Subject, x: Tensor, y: Tensor, index: Tensor, name: str, objective: Objective, *, any_iterate: bool
+) -> Attacked:
+    """Climb from keyed uniform starts inside ball and range; of several restarts the first success counts."""
+    settings, threat = subject.settings, subject.threat
+    adversarial = x
+    with counting(subject.network) as passes:
+        for restart in range(settings.restarts):
+            noise = threat.epsilon * uniform(x, index.tolist(), settings.seed, name, restart, "start")
+            attempt = pgd(
+                subject.network,
+                x,
+                objective,
+                threat,
+                start=threat.project(x + noise, x),
+                steps=settings.steps,
+                step_size=Pixels.read(settings.step_size).at(threat.epsilon),
+                until=(lambda logits: logits.argmax(1) != y) if any_iterate else None,
+            )
+            if restart == 0:
+                adversarial = attempt
+            else:
+                with torch.no_grad():
+                    holds = subject.network(adversarial).argmax(1) == y
+                adversarial = torch.where(holds[:, None, None, None], attempt, adversarial)
+    return _with_shared_cost(adversarial, name, passes)
+
+
+def _no_attack(x: Tensor) -> Attacked:
+    return _with_shared_cost(x, "clean", Passes(forward=len(x)))
+
+
+def _with_shared_cost(adversarial: Tensor, name: str, passes: Passes) -> Attacked:
+    """Share the passes of a batch equally: fixed-step attacks spend the same on every image."""
+    images = len(adversarial)
+    forward = torch.full((images,), passes.forward / images)
+    backward = torch.full((images,), passes.backward / images)
+    return Attacked(adversarial, [name] * images, forward, backward, [])
+
+
+def _check_moved(threat: ThreatModel, adversarial: Tensor, x: Tensor, job: Job) -> None:
+    """Stop if an attack cheated: outside the ball or the range its successes mean nothing."""
+    farthest = threat.distance(adversarial, x).max().item()
+    low, high = adversarial.min().item(), adversarial.max().item()
+    if farthest > threat.epsilon * (1 + 1e-5) + 1e-6 or low < threat.low or high > threat.high:
+        raise RuntimeError(
+            f"{job.attack} left the threat model: moved an image by {farthest:g} ({threat.norm}, epsilon "
+            f"{threat.epsilon:g}) with pixels in [{low:g}, {high:g}]"
+        )
+
+
+def _keep_log(folder: Path, number: int, log: list[str]) -> None:
+    if log:
+        write_text(folder / f"part-{number:05d}.log", "\n".join(log) + "\n")

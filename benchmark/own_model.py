@@ -1,0 +1,206 @@
+"""Evaluate a model that somebody trained elsewhere: a builder in a file, weights, and the standard attacks."""
+
+import importlib.util
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from attacks.checks import check_classifier, check_images
+from attacks.threat import Norm, ThreatModel
+from benchmark import architectures
+from benchmark.data import Description, describe, load
+from benchmark.errors import BadInput
+from benchmark.evaluation import Tell, evaluate
+from benchmark.results.evidence import card_path, evidence_folder
+from benchmark.storage import load_weights, locked, sha256, write_yaml
+from benchmark.suite import Evaluation
+from benchmark.tasks import same_measurement
+from benchmark.training import versions
+
+
+def evaluate_file(
+    model: str,
+    weights: Path,
+    *,
+    dataset: str,
+    norm: Norm,
+    settings: Evaluation,
+    name: str | None,
+    output: Path | None,
+    data_root: Path | None,
+    download: bool,
+) -> int:
+    """Attack the model of ``FILE:BUILDER`` with ``weights`` and make a report; returns the exit code.
+
+    Raises:
+        BadInput: for a builder, weights, data set or network that does not fit, naming the file.
+    """
+    data = describe(dataset)
+    network = build(model, data)
+    load_into(network, weights)
+    network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    test = load(dataset, data_root, download=download).test
+    probe = test.take(torch.arange(2)).to(next(network.parameters()).device)
+    check_images(probe.pixels(), probe.labels)
+    check_classifier(network, probe.pixels(), probe.labels)
+    name = name or weights.stem
+    report = output or Path("reports") / f"evaluate-{name}"
+    console = Console(stderr=True)
+    with locked(report):
+        digest = sha256(weights)
+        same_measurement(report, name, "last", settings, digest)
+        _describe_run(report, name, model, network, dataset, norm, settings, digest)
+        with _progress(console) as progress:
+            evaluate(
+                network,
+                test,
+                ThreatModel(norm, max(map(float, settings.epsilons))),
+                settings,
+                place=lambda job: evidence_folder(report, name, "last", *job),
+                tell=_teller(progress, name),
+            )
+        from benchmark.report import build as build_report
+
+        build_report(report)
+    console.print(f"report: {report / 'index.html'}", highlight=False)
+    return 0
+
+
+def build(model: str, data: Description) -> nn.Module:
+    """Make the network of ``FILE:BUILDER``, or the architecture of that name for the data set.
+
+    Raises:
+        BadInput: naming file and line where the user's code fails.
+    """
+    path, colon, builder = model.rpartition(":")
+    if not colon:
+        return architectures.build(
+            model, classes=data.classes, channels=data.channels, size=data.size, mean=data.mean, std=data.std
+        )
+    function = _load_function(Path(path), builder)
+    try:
+        network = function()
+    except Exception as error:
+        raise BadInput(
+            f"{_place(error, Path(path))}: {builder}() failed with {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise BadInput(f"{path}:{builder} returns an nn.Module, but found {type(network).__name__}")
+    return network
+
+
+def _load_function(path: Path, name: str) -> Any:
+    if not path.is_file():
+        raise BadInput(f"there is no file {path} (--model takes FILE:BUILDER)")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise BadInput(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise BadInput(f"{path} has no function {name!r}: it has {', '.join(there) or 'none'}")
+    return function
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """Name the last line of the user's own file that the error went through."""
+    if isinstance(error, SyntaxError):
+        return f"{path}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
+    return f"{path}, line {lines[-1]}" if lines else str(path)
+
+
+def load_into(network: nn.Module, path: Path) -> None:
+    """Put the weights of a file into ``network``; raises :class:`BadInput` naming the first entry that does not fit."""
+    weights = load_weights(path)
+    own = network.state_dict()
+    missing = [key for key in own if key not in weights]
+    surplus = [key for key in weights if key not in own]
+    if missing or surplus:
+        first = f"{missing[0]} is missing" if missing else f"{surplus[0]} has no place"
+        raise BadInput(
+            f"{path} does not fit the network: {first} ({len(missing)} missing, "
+            f"{len(surplus)} without a place, of {len(own)})"
+        )
+    for key, value in own.items():
+        if value.shape != weights[key].shape:
+            raise BadInput(
+                f"{path} does not fit the network: {key} has shape {tuple(weights[key].shape)}, "
+                f"the network wants {tuple(value.shape)}"
+            )
+    network.load_state_dict(weights)
+
+
+def _describe_run(
+    report: Path, name: str, model: str, network: nn.Module, dataset: str, norm: Norm, settings: Evaluation, digest: str
+) -> None:
+    """Write what a report needs to know: a suite of one model, and its card."""
+    write_yaml(
+        report / "suite.yaml",
+        {
+            "name": f"evaluate-{name}",
+            "title": f"Evaluation of {name}",
+            "note": "A model trained elsewhere; its training is not known to this report.",
+            "track": "common",
+            "dataset": {"name": dataset},
+            "network": {"name": model},
+            "threat": {"norm": norm, "epsilon": max(map(float, settings.ranked_at))},
+            "methods": {name: {}},
+            "seeds": [0],
+            "evaluation": asdict(settings),
+        },
+    )
+    write_yaml(
+        card_path(report, name),
+        {
+            "experiment": name,
+            "status": "done",
+            "method": name,
+            "category": "evaluated",
+            "comparison_class": "A",
+            "citation": "",
+            "seed": 0,
+            "fold": 0,
+            "dataset": dataset,
+            "network": model,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "weights": {"last": {"sha256": digest}},
+            "versions": versions(),
+            "trials": 1,
+        },
+    )
+
+
+def _teller(progress: Progress, name: str) -> Tell:
+    line = progress.add_task(name, total=None)
+
+    def tell(what: str, done: int, total: int) -> None:
+        progress.update(line, description=f"{name}: {what}")
+        if total:
+            progress.update(line, completed=done, total=total)
+
+    return tell
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

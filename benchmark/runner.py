@@ -1,0 +1,189 @@
+"""Run tasks in worker processes: one per core with one thread on CPUs, one per device on GPUs.
+
+Every task gets a process of its own, forked from a server that has imported PyTorch once, so that a crash or a kill
+takes one task with it and memory comes back. Two PyTorch jobs with two threads each run many times slower on two cores
+than two with one thread.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from benchmark.errors import BadInput
+from benchmark.suite import Evaluation
+from benchmark.tasks import Places, Task, perform
+
+
+@dataclass
+class Outcome:
+    """How a task ended; ``error`` is one line, ``trace`` the whole traceback, both empty where it went well."""
+
+    error: str = ""
+    trace: str = ""
+    bad_input: bool = False
+
+
+@dataclass
+class _Running:
+    task: Task
+    process: Any
+    pipe: Connection
+    slot: int
+    outcome: Outcome | None = field(default=None)
+
+
+class Watcher:
+    """What a runner tells while it works; a display overrides what it shows."""
+
+    def started(self, task: Task) -> None:
+        """Tell that ``task`` has begun."""
+
+    def progressed(self, task: Task, what: str, done: int, total: int) -> None:
+        """Tell how far ``task`` is; ``total`` 0 means unknown."""
+
+    def ended(self, task: Task, outcome: Outcome) -> None:
+        """Tell that ``task`` is over."""
+
+
+def workers() -> int:
+    """Give the number of worker processes that suit this machine."""
+    return devices() or len(os.sched_getaffinity(0))
+
+
+def devices() -> int:
+    """Count GPUs without starting CUDA in this process, which could not be forked then."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def run(
+    tasks: Sequence[Task], places: Places, settings: Evaluation, *, processes: int, watcher: Watcher = Watcher()
+) -> dict[Task, Outcome]:
+    """Perform all ``tasks``, at most ``processes`` at a time; a failed one does not stop the others.
+
+    Attacks wait for their experiment's training; where that failed they are not begun. Attacks go before further
+    trainings, and the later trainings of a suite before the first, natural one, so that little is left over at the end.
+
+    Returns:
+        each task begun, in the order of ending, with its outcome.
+    """
+    gpus = devices()
+    waiting, running, ended = list(tasks), list[_Running](), dict[Task, Outcome]()
+    failed: set[str] = set()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmark.tasks"])
+    try:
+        while waiting or running:
+            training = {r.task.experiment.name for r in running if not r.task.attacks}
+            to_train = {t.experiment.name for t in waiting if not t.attacks} | training
+            waiting = [t for t in waiting if t.experiment.name not in failed]
+            ready = [t for t in waiting if not t.attacks or t.experiment.name not in to_train]
+            ready.sort(key=_dearest_first(tasks))
+            for task in ready[: processes - len(running)]:
+                waiting.remove(task)
+                slot = min(set(range(processes)) - {r.slot for r in running})
+                running.append(_start(context, task, places, settings, slot, slot % gpus if gpus else None))
+                watcher.started(task)
+            if not running:
+                break
+            for done in _listen(running, watcher):
+                running.remove(done)
+                outcome = done.outcome or _died(done.process)
+                ended[done.task] = outcome
+                if outcome.error and not done.task.attacks:
+                    failed.add(done.task.experiment.name)
+                watcher.ended(done.task, outcome)
+    finally:
+        for left in running:
+            left.process.kill()
+            left.process.join()
+    return ended
+
+
+def _dearest_first(tasks: Sequence[Task]) -> Callable[[Task], tuple[bool, bool, int]]:
+    order = {task: place for place, task in enumerate(tasks)}
+    return lambda task: (not task.attacks, "autoattack" not in task.attacks, -order[task])
+
+
+def _start(context: Any, task: Task, places: Places, settings: Evaluation, slot: int, gpu: int | None) -> _Running:
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(task, places, settings, theirs, gpu), name=task.label)
+    process.start()
+    theirs.close()
+    return _Running(task, process, ours, slot)
+
+
+def _listen(running: list[_Running], watcher: Watcher) -> Iterator[_Running]:
+    """Wait for news from any process, pass it on, and yield the processes that are over."""
+    by_pipe = {one.pipe: one for one in running}
+    for pipe in wait(list(by_pipe), timeout=1.0):
+        one = by_pipe[pipe]  # type: ignore[index] # they are the connections that were handed in
+        try:
+            news = one.pipe.recv()
+        except (EOFError, OSError):
+            one.process.join()
+            yield one
+            continue
+        if isinstance(news, Outcome):
+            one.outcome = news
+        else:
+            watcher.progressed(one.task, *news)
+
+
+def _died(process: Any) -> Outcome:
+    code = process.exitcode or 0
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    hint = ", most likely out of memory: lower the batch size or --workers" if code == -signal.SIGKILL else ""
+    return Outcome(f"the worker process was {how}{hint}", f"no traceback: the worker process was {how}\n")
+
+
+def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gpu: int | None) -> None:
+    """Perform one task in a process of its own, and say how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _end_with_parent()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    import torch
+
+    torch.set_num_threads(1)
+
+    def tell(what: str, done: int, total: int) -> None:
+        pipe.send((what, done, total))
+
+    try:
+        perform(task, places, settings, tell)
+        outcome = Outcome()
+    except BadInput as error:
+        outcome = Outcome(str(error), traceback.format_exc(), bad_input=True)
+    except torch.cuda.OutOfMemoryError as error:
+        outcome = Outcome(f"out of GPU memory: lower the batch size ({_line(error)})", traceback.format_exc())
+    except MemoryError:
+        outcome = Outcome("out of memory: lower the batch size or --workers", traceback.format_exc())
+    except Exception as error:
+        outcome = Outcome(f"{type(error).__name__}: {_line(error)}", traceback.format_exc())
+    with contextlib.suppress(OSError):
+        pipe.send(outcome)
+        pipe.close()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _end_with_parent() -> None:
+    """Die when the parent does, even by SIGKILL: a restarted run must not meet its own orphans."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        wait([parent.sentinel])  # type: ignore[union-attr] # a worker has a parent
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

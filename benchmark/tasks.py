@@ -1,0 +1,123 @@
+"""The two kinds of work a suite consists of: train an experiment, attack what it trained. Each can run anywhere."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from benchmark.data import load
+from benchmark.errors import BadInput
+from benchmark.evaluation import Job, evaluate
+from benchmark.experiment import Experiment
+from benchmark.results.evidence import card_path, evidence_folder, failure_path
+from benchmark.storage import load_weights, locked, read_yaml, sha256, write_yaml
+from benchmark.suite import Evaluation
+from benchmark.training import CARD, train
+
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things lie: weights of all suites, one suite's report, the data sets."""
+
+    checkpoints: Path
+    report: Path
+    data_root: Path | None = None
+    download: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Train ``experiment``, or attack what it trained with ``attacks``; without attacks it is a training."""
+
+    experiment: Experiment
+    attacks: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Name the task for people."""
+        fold = f" fold {self.experiment.fold}" if self.experiment.fold else ""
+        return f"{self.experiment.method} seed {self.experiment.seed}{fold}: {', '.join(self.attacks) or 'training'}"
+
+
+def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> None:
+    """Do one task. What is finished already is not done again."""
+    folder = places.checkpoints / task.experiment.name
+    if not task.attacks:
+        with locked(folder):
+            card = train(task.experiment, folder, data_root=places.data_root, download=places.download, tell=tell)
+        write_yaml(card_path(places.report, task.experiment.name), card)
+        failure_path(places.report, task.experiment.name).unlink(missing_ok=True)
+        return
+    experiment, card = task.experiment, read_yaml(folder / CARD)
+    test = load(experiment.dataset.name, places.data_root, fold=experiment.fold).test
+    for checkpoint in settings.checkpoints:
+        network = restore(experiment, folder / f"{checkpoint}.safetensors", card["weights"][checkpoint]["sha256"])
+        same_measurement(places.report, experiment.name, checkpoint, settings, card["weights"][checkpoint]["sha256"])
+        evaluate(
+            network,
+            test,
+            experiment.threat,
+            settings,
+            ranked=checkpoint == settings.ranked_checkpoint,
+            attacks=task.attacks,
+            place=partial(_place, places.report, experiment.name, checkpoint),
+            tell=tell,
+        )
+
+
+def _place(report: Path, experiment: str, checkpoint: str, job: Job) -> Path:
+    return evidence_folder(report, experiment, checkpoint, job.attack, job.epsilon)
+
+
+def restore(experiment: Experiment, path: Path, expected: str) -> nn.Module:
+    """Load the trained classifier, on the device that is there.
+
+    Raises:
+        BadInput: when the file is missing, or is not the one that the experiment's card names.
+    """
+    import torch
+
+    weights = load_weights(path)
+    found = sha256(path)
+    if found != expected:
+        raise BadInput(
+            f"{path} is not the file that its card names (SHA-256 {found[:12]}, expected {expected[:12]}): "
+            f"delete {path.parent} and run again"
+        )
+    network = experiment.build_method(experiment.build_network()).classifier()
+    network.load_state_dict(weights)
+    return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def same_measurement(report: Path, experiment: str, checkpoint: str, settings: Evaluation, weights: str) -> None:
+    """Make sure that verdicts already there were measured on these weights in this way, and note both.
+
+    Raises:
+        BadInput: naming what differs. Verdicts of two ways of measuring are never mixed in one table.
+    """
+    way = {key: value for key, value in asdict(settings).items() if key in _WAY} | {"weights": weights}
+    path = evidence_folder(report, experiment, checkpoint, "clean", 0.0).parent / "measurement.yaml"
+    if not path.is_file():
+        write_yaml(path, way)
+        return
+    found = read_yaml(path)
+    differing = [key for key in way if found.get(key) != way[key]]
+    if differing:
+        key = differing[0]
+        raise BadInput(
+            f"{path.parent} holds verdicts measured with {key} {found.get(key)}, now it is {way[key]}: "
+            "choose another --output, or delete that folder"
+        )
+
+
+_WAY = ("images", "batch_size", "steps", "step_size", "restarts", "seed")
+
+
+def expected_parts(settings: Evaluation, test_images: int) -> int:
+    """Count the part files that a finished job leaves."""
+    images = min(test_images, settings.images or test_images)
+    return -(-images // min(settings.batch_size, images))
