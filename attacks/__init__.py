@@ -1,19 +1,21 @@
 """The instruments: threat model, objectives, PGD, Carlini-Wagner, AutoAttack, randomness, and the counting of passes.
 
-Names load on first use, so that ``attacks.errors`` can be imported where PyTorch is not wanted.
+Names load on first use, so that ``attacks.errors`` can be imported where PyTorch is not wanted. ``pgd`` and ``clip``
+are modules that hold a function of the same name: ``from attacks.pgd import pgd``.
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attacks.carlini_wagner import carlini_wagner_l2
     from attacks.checks import check_classifier, check_images
-    from attacks.clip import clip
     from attacks.errors import BadInput
     from attacks.objectives import cross_entropy_with, dlr_with, kl_divergence, kl_from, margin, margin_with
     from attacks.passes import Passes, counting
-    from attacks.pgd import fgsm, pgd
+    from attacks.pgd import fgsm
     from attacks.pixels import Pixels
     from attacks.threat import ThreatModel
 
@@ -25,7 +27,6 @@ _HOME = {
     "carlini_wagner_l2": "carlini_wagner",
     "check_classifier": "checks",
     "check_images": "checks",
-    "clip": "clip",
     "counting": "passes",
     "cross_entropy_with": "objectives",
     "dlr_with": "objectives",
@@ -34,7 +35,6 @@ _HOME = {
     "kl_from": "objectives",
     "margin": "objectives",
     "margin_with": "objectives",
-    "pgd": "pgd",
 }
 
 __all__ = [  # noqa: RUF022 - in the order a reader meets them
@@ -46,9 +46,7 @@ __all__ = [  # noqa: RUF022 - in the order a reader meets them
     "margin",
     "margin_with",
     "dlr_with",
-    "clip",
     "fgsm",
-    "pgd",
     "carlini_wagner_l2",
     "Passes",
     "counting",
@@ -62,3 +60,14 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'attacks' has no attribute {name!r}")
     return getattr(importlib.import_module(f"attacks.{_HOME[name]}"), name)
+
+
+class _Package(ModuleType):
+    """Keeps ``attacks.pgd`` and ``attacks.clip`` functions: importing a file of that name would take their place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOME):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

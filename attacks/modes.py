@@ -13,10 +13,12 @@ Mode = Literal["eval", "train"]
 def in_mode(network: nn.Module, mode: Mode) -> Iterator[nn.Module]:
     """Put ``network`` into train or eval mode inside the block; afterwards each part is in the mode it was in.
 
-    Part by part, because a network may keep some of its layers (frozen BatchNorm) in eval mode for good.
+    Part by part, because a network may keep some of its layers (frozen BatchNorm) in eval mode for good; a network
+    that is in train mode already is therefore left as it is.
     """
     found = [(module, module.training) for module in network.modules()]
-    network.train(mode == "train")
+    if not (mode == "train" and network.training):
+        network.train(mode == "train")
     try:
         yield network
     finally:

@@ -1,8 +1,8 @@
 """Pixel quantities: a number that reads ``8/255``, or a multiple of epsilon that follows it."""
 
+import math
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TypeVar
 
 from torch import Tensor
@@ -23,9 +23,10 @@ def fraction(value: "str | float | int", name: str = "epsilon") -> float:
         BadInput: when ``value`` is neither, is negative or not finite; ``name`` is the setting to blame.
     """
     match = _FRACTION.fullmatch(str(value))
-    if match is None or (match[2] is not None and float(match[2]) == 0):
+    length = _ratio(match[1], match[2]) if match else None
+    if length is None:
         raise BadInput(f"{name} is a number in pixel units such as 8/255 or 0.031, but found {value!r}")
-    return float(match[1]) / float(match[2] or 1)
+    return length
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,20 @@ class Pixels:
         """Make a length of what a person wrote; raises :class:`BadInput` naming the setting ``name``."""
         if isinstance(value, Pixels):
             return value
-        match = _RELATIVE.fullmatch(str(value))
-        if match is None:
-            if "epsilon" in str(value):
-                raise BadInput(f"{name} is written like 8/255, epsilon/4 or 1.25 epsilon, but found {value!r}")
+        if "epsilon" not in str(value):
             return cls(fraction(value, name))
-        factor = Fraction(match[1] or 1) / Fraction(match[2] or 1)
-        return cls(float(factor), relative=True, over=float(match[3] or 1))
+        match = _RELATIVE.fullmatch(str(value))
+        factor = _ratio(match[1] or "1", match[2]) if match else None
+        if match is None or factor is None or _ratio("1", match[3]) is None:
+            raise BadInput(f"{name} is written like 8/255, epsilon/4 or 1.25 epsilon, but found {value!r}")
+        return cls(factor, relative=True, over=float(match[3] or 1))
 
     def at(self, epsilon: Radius) -> "float | Radius":
         """Give the length for a radius ``epsilon``: a float, or per-image radii ``(n,)``."""
         return self.amount * epsilon / self.over if self.relative else self.amount
+
+
+def _ratio(above: str, below: str | None) -> float | None:
+    """Divide two written numbers; None where the result is not finite."""
+    top, bottom = float(above), float(below or 1)
+    return top / bottom if bottom and math.isfinite(top / bottom) else None

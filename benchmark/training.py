@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -120,11 +121,13 @@ def _finish(
 ) -> dict[str, Any]:
     last = method.classifier().state_dict()
     kept: dict[str, dict[str, Any]] = {
-        "last": {"sha256": save_weights(folder / "last.safetensors", last), "epoch": len(method.history) - 1},
+        "last": {"sha256": save_weights(folder / "last.safetensors", last), "epoch": method.last_epoch},
         "best": {"sha256": save_weights(folder / "best.safetensors", best.weights or last), "epoch": best.epoch},
     }
     if best.score is not None:
         kept["best"] |= {"held_out_robust": best.score.robust, "held_out_clean": best.score.clean}
+        final = method.history[-1].get("held_out_robust", math.nan)
+        kept["last"] |= {"held_out_robust": final, "overfitting_gap": best.score.robust - final}
     card = {
         "experiment": experiment.name,
         "status": "done",

@@ -129,6 +129,11 @@ class AdversarialTraining(pl.LightningModule):
         """Make the optimizer; by default the recipe's, of all parameters of the network."""
         return recipe.build_optimizer(self.network.parameters())
 
+    @property
+    def last_epoch(self) -> int:
+        """The epoch, counted from 0, whose weights stand at the end."""
+        return len(self.history) - 1
+
     def on_epoch(self, epoch: int) -> None:
         """Called before each epoch, counted from 0; nothing by default."""
 
@@ -186,7 +191,7 @@ class AdversarialTraining(pl.LightningModule):
         """
         batch = Batch.of(batch)
         made: list[Tensor] = []
-        perturb = self.perturb
+        perturb, patched = self.perturb, self.__dict__.get("perturb")
 
         def watched(*args: Any, **kwargs: Any) -> Tensor:
             made.append(perturb(*args, **kwargs))
@@ -197,6 +202,8 @@ class AdversarialTraining(pl.LightningModule):
             loss = self.training_loss(batch)
         finally:
             del self.__dict__["perturb"]
+            if patched is not None:
+                self.__dict__["perturb"] = patched
         return StepTrace(made[-1] if made else batch.x, loss)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -288,10 +295,13 @@ class AdversarialTraining(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Limit the gradient as the recipe says, whatever the Trainer was told."""
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Limit the gradient as the recipe says, or, where it says nothing, as the Trainer was told."""
         if self.recipe.gradient_clip is not None:
-            self.clip_gradients(optimizer, self.recipe.gradient_clip, gradient_clip_algorithm="norm")
+            gradient_clip_val, gradient_clip_algorithm = self.recipe.gradient_clip, "norm"
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history with the weights; weights whose loss is not a number replace no checkpoint."""

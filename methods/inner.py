@@ -33,6 +33,8 @@ class Inner:
         boxed: whether the start is clipped to the pixel range before the first gradient.
         mode: of the network while it is attacked; a part of the method's definition.
         keep: the last iterate, or per image the one with the highest objective.
+        scored: run one forward more on the result, as the code of Rice et al. does to score a restart; in train mode it
+            moves BatchNorm's statistics.
         patience: freeze an image once it was misclassified before this many steps; None never does.
         full_precision: switch mixed precision off during the attack.
     """
@@ -44,6 +46,7 @@ class Inner:
     boxed: bool = True
     mode: Mode = "eval"
     keep: Literal["last", "best"] = "last"
+    scored: bool = False
     patience: int | None = None
     full_precision: bool = False
 
@@ -98,7 +101,11 @@ class Inner:
                 until=None if self.patience is None else lambda logits: logits.argmax(1) != y,
                 patience=1 if self.patience is None else self.patience,
             )
-        return attacked.clamp(threat.low, threat.high)  # a start outside is an iterate too
+            attacked = attacked.clamp(threat.low, threat.high)  # a start outside is an iterate too
+            if self.scored:
+                with torch.no_grad():
+                    network(attacked)
+        return attacked
 
     @contextmanager
     def conditions(self, network: nn.Module, x: Tensor) -> Iterator[None]:

@@ -86,6 +86,11 @@ class FastAT(AdversarialTraining):
 
     # The early stop
 
+    @property
+    def last_epoch(self) -> int:
+        """The epoch whose weights stand at the end: after a collapse the one before it."""
+        return super().last_epoch - self.collapsed
+
     def on_train_start(self) -> None:
         """Do not go on where a resumed run had already ended."""
         self.trainer.should_stop = self.trainer.should_stop or self.collapsed

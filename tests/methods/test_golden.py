@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from attacks import ThreatModel, counting
+from attacks import ThreatModel, counting, cross_entropy_with
 from methods import catalogue
+from methods.base import Batch
 from methods.inner import Inner
 from methods.recipe import Recipe
-from tests.golden import Case, assert_images, cases, first_layer_gradient, gradient_norm
+from tests.golden import Case, assert_images, cases, first_layer_gradient, gradient_norm, one
 
 
 def pgd_at(case: Case):
@@ -20,6 +21,7 @@ def pgd_at(case: Case):
         start="none" if noise == "none" else "uniform" if not l2 else "sphere" if "constraint" in s else "ball",
         mode=s["attack_mode"],
         keep="best" if s.get("use_best") else "last",
+        scored=case.method != "pgd_at",
         patience=(s.get("early_stop_pgd_max", 1) if s.get("early_stop") or s.get("early_stop_pgd") else None),
     )
     recipe = Recipe(label_smoothing=s.get("label_smoothing", 0.0))
@@ -84,6 +86,16 @@ def test_one_training_step_repeats_the_authors_code(case):
     if "first_bn_running_mean_after" in expected:
         torch.testing.assert_close(
             batch_norms[0].running_mean.tolist(), expected["first_bn_running_mean_after"], rtol=1e-7, atol=1e-9
+        )
+    if "first_bn_running_mean_after_attack" in expected and case.settings["attack_mode"] == "train":
+        rerun = BUILDERS[case.method](again := one(case.method, case.name)).double()
+        rerun.draws = again.draws
+        rerun.perturb(Batch.of(again.batch), cross_entropy_with(again.batch[1]))
+        torch.testing.assert_close(
+            next(m for m in again.network.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_mean.tolist(),
+            expected["first_bn_running_mean_after_attack"],
+            rtol=1e-7,
+            atol=1e-9,
         )
     if "bn_num_batches_tracked_after" in expected:
         assert [int(m.num_batches_tracked) for m in batch_norms] == expected["bn_num_batches_tracked_after"]

@@ -1,0 +1,221 @@
+"""What every method of the catalogue keeps, whatever it is: whoever is listed there is tested here."""
+
+import pytest
+import torch
+
+from attacks import ThreatModel, counting
+from methods import catalogue
+from methods.base import Batch
+from methods.draws import Draws
+from tests.methods.tools import EPSILON, batches_seen, build, images, network, statistics, toy, trace
+
+K = 3  # inner steps, where a method leaves their number open
+
+# Images through the network per training image, and BatchNorm updates per step: each specification's last section.
+FORWARD_BACKWARD_UPDATES = {
+    "natural": (1, 1, 1),
+    "pgd_at": (K + 1, K + 1, 1),
+    "trades": (K + 1 + 2, K + 2, 2),
+    "mart": (K + 2, K + 2, 2),
+    "fast_at": (2, 2, 2),
+}
+every_method = pytest.mark.parametrize("name", catalogue.names())
+draws_at_random = pytest.mark.parametrize("name", [name for name in catalogue.names() if name != "natural"])
+
+
+@pytest.fixture
+def batch():
+    x, y = images()
+    return x, y, torch.arange(len(y))
+
+
+@every_method
+def test_passes_and_running_statistics_are_those_of_the_specification(name, batch):
+    method = build(name, network(), steps=K).train()
+    forward, backward, updates = FORWARD_BACKWARD_UPDATES[name]
+    with counting(method.network) as passes:
+        trace(method, batch).loss.backward()
+    assert (passes.forward, passes.backward) == (forward * len(batch[0]), backward * len(batch[0]))
+    assert batches_seen(method.network) == [updates, updates]
+
+
+@every_method
+@pytest.mark.parametrize("entry", ["train", "eval", "mixed"])
+def test_every_part_is_in_the_mode_it_was_in(name, batch, entry):
+    method = build(name, network(dropout=0.2), steps=K).train(entry != "eval")
+    if entry == "mixed":
+        method.network[1].eval()  # frozen for good, as in fine-tuning
+    before = [module.training for module in method.modules()]
+    trace(method, batch)
+    assert [module.training for module in method.modules()] == before
+
+
+@every_method
+def test_no_gradient_is_left_behind_before_backward_and_every_parameter_has_one_after(name, batch):
+    method = build(name, network(), steps=K).train()
+    step = trace(method, batch)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in method.network.parameters())
+    assert step.loss.ndim == 0
+    step.loss.backward()
+    assert all(parameter.grad is not None for parameter in method.network.parameters())
+
+
+@every_method
+def test_gradients_that_are_already_there_stay_out_of_the_step(name, batch):
+    method, fresh = (build(name, network(), steps=K).train() for _ in range(2))
+    for parameter in method.network.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    step = trace(method, batch)
+    assert torch.equal(step.loss, trace(fresh, batch).loss)
+    assert all((parameter.grad == 7).all() for parameter in method.network.parameters())
+
+
+@every_method
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adversarial_images_carry_no_graph_and_lie_in_ball_and_box(name, batch, norm, dtype):
+    x, y, index = batch
+    threat = ThreatModel(norm, EPSILON if norm == "linf" else 0.5)
+    method = build(name, network(), threat, steps=K).to(dtype).train()
+    step = trace(method, (x.to(dtype), y, index))
+    adversarial = step.adversarial
+    assert not adversarial.requires_grad
+    assert adversarial.grad_fn is None
+    assert (adversarial.dtype, adversarial.shape, step.loss.dtype) == (dtype, x.shape, dtype)
+    assert threat.distance(adversarial, x.to(dtype)).max() <= threat.epsilon + 1e-6
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+
+
+@every_method
+def test_the_batch_handed_in_is_not_written_to(name, batch):
+    method = build(name, network(), steps=K).train()
+    before = [item.clone() for item in batch]
+    trace(method, batch)
+    assert all(torch.equal(left, right) for left, right in zip(before, batch, strict=True))
+
+
+@every_method
+def test_the_same_seed_and_moment_give_the_same_trace_bit_for_bit(name, batch):
+    one, other = (trace(build(name, network(), steps=K, seed=3).train(), batch, step=5) for _ in range(2))
+    assert torch.equal(one.adversarial, other.adversarial)
+    assert torch.equal(one.loss, other.loss)
+
+
+@draws_at_random
+def test_another_seed_or_another_moment_gives_other_images(name, batch):
+    first = trace(build(name, network(), steps=K, seed=3).train(), batch, step=5)
+    for seed, step in ((4, 5), (3, 6)):
+        other = trace(build(name, network(), steps=K, seed=seed).train(), batch, step=step)
+        assert not torch.equal(first.adversarial, other.adversarial)
+
+
+@every_method
+def test_global_random_state_is_neither_read_nor_moved_by_a_step(name, batch):
+    torch.manual_seed(1)
+    first = trace(build(name, network(), steps=K).train(), batch)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = trace(build(name, network(), steps=K).train(), batch)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.loss, second.loss)
+
+
+@every_method
+def test_scripted_draws_are_all_the_randomness_there_is(name):
+    losses = []
+    for seed in (0, 1):
+        model, x, y, draws = toy()
+        method = build(name, model, ThreatModel("linf", 8 / 255), steps=K, seed=seed).double()
+        method.draws = draws
+        losses.append(method.trace_step((x, y, torch.arange(len(y)))).loss)
+    assert torch.equal(*losses)
+
+
+@every_method
+def test_labels_and_images_without_an_index_do_as_well(name, batch):
+    x, y, _ = batch
+    with_index = trace(build(name, network(), steps=K).train(), batch)
+    without = trace(build(name, network(), steps=K).train(), (x, y))
+    assert torch.equal(with_index.loss, without.loss)
+
+
+@every_method
+def test_the_classifier_is_a_plain_network_of_images_to_logits(name, batch):
+    method = build(name, network())
+    assert not hasattr(method.classifier(), "trainer")
+    assert method.classifier()(batch[0]).shape == (len(batch[0]), 3)
+
+
+@every_method
+def test_the_trace_shows_the_images_that_the_loss_was_computed_on(name, batch):
+    method = build(name, network(), steps=0).train()  # without steps a start may still lie outside the range
+    seen = []
+    handle = method.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    adversarial = trace(method, batch).adversarial
+    handle.remove()
+    assert torch.equal(seen[-1], adversarial)
+
+
+@every_method
+def test_watching_the_attack_leaves_nothing_on_the_method(name, batch):
+    method = build(name, network(), steps=K).train()
+    trace(method, batch)
+    assert "perturb" not in vars(method)
+
+
+@every_method
+def test_running_statistics_move_only_where_training_forwards_move_them(name, batch):
+    """With the network in eval mode at entry, only an attack that itself runs in train mode may move them."""
+    method = build(name, network(), steps=K).eval()
+    before = statistics(method.network)
+    trace(method, batch)
+    moved = any(not torch.equal(before[key], value) for key, value in statistics(method.network).items())
+    assert moved == (name != "natural" and method.inner.mode == "train")
+
+
+def test_a_batch_of_images_and_labels_numbers_its_rows():
+    x, y = images(5)
+    assert Batch.of((x, y)).index.tolist() == [0, 1, 2, 3, 4]
+    assert Batch.of([x, y, torch.arange(5) + 7]).index.tolist() == [7, 8, 9, 10, 11]
+
+
+KINDS = {
+    "uniform": lambda draws, like: draws.uniform(like),
+    "normal": lambda draws, like: draws.normal(like),
+    "integers": lambda draws, like: draws.integers(5, like),
+    "permutation": lambda draws, like: draws.permutation(50, like),
+    "bernoulli": lambda draws, like: draws.bernoulli(0.3, like),
+    "beta": lambda draws, like: draws.beta(2.0, 3.0, like),
+    "dirichlet": lambda draws, like: draws.dirichlet([1.0, 2.0], like, (50,)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_repeat_at_the_same_moment_and_differ_within_it(kind):
+    draws, like = Draws(1), torch.empty(10, 50, dtype=torch.float64)
+    first, second = KINDS[kind](draws, like), KINDS[kind](draws, like)
+    assert not torch.equal(first, second)
+    draws.begin(epoch=0, step=0)
+    assert torch.equal(KINDS[kind](draws, like), first)
+    assert torch.equal(KINDS[kind](draws, like), second)
+    for moment in ({"epoch": 1, "step": 0}, {"epoch": 0, "step": 1}, {"epoch": 0, "step": 0, "rank": 1}):
+        draws.begin(**moment)
+        assert not torch.equal(KINDS[kind](draws, like), first)
+
+
+def test_draws_have_the_range_and_the_moments_they_are_named_after():
+    draws, like = Draws(0), torch.empty(200, 200, dtype=torch.float64)
+    uniform, normal = draws.uniform(like), draws.normal(like)
+    assert uniform.min() >= -1
+    assert uniform.max() < 1
+    assert uniform.mean().abs() < 0.01
+    assert uniform.std().item() == pytest.approx(3**-0.5, abs=0.01)
+    assert (normal.mean().abs(), abs(normal.std() - 1)) < (0.02, 0.02)
+    assert sorted(draws.permutation(9, like).tolist()) == list(range(9))
+    assert set(draws.integers(4, like).flatten().tolist()) == {0, 1, 2, 3}
+    assert draws.bernoulli(0.3, like).mean().item() == pytest.approx(0.3, abs=0.02)
+    assert draws.beta(2.0, 3.0, like).mean().item() == pytest.approx(0.4, abs=0.02)
+    points = draws.dirichlet([1.0, 1.0, 2.0], like, (500,))
+    assert points.shape == (500, 3)
+    torch.testing.assert_close(points.sum(1), torch.ones(500, dtype=torch.float64))
