@@ -23,9 +23,8 @@ def main() -> None:
         return
     STAMP.unlink(missing_ok=True)
     venv.create(SHARED, with_pip=True, clear=False)
-    subprocess.run(
-        [SHARED / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "-e", f"{ROOT}[dev]"], check=True
-    )
+    install = [str(SHARED / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    subprocess.run([*install, "-e", f"{ROOT}[dev]"], check=True)
     STAMP.write_text(wanted)
 
 

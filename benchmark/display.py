@@ -57,9 +57,11 @@ class Display(Watcher):
 
     def ended(self, task: Task, outcome: Outcome) -> None:
         """Take the line away and print how the task ended."""
-        self.progress.remove_task(self.lines.pop(task))
+        line = self.lines.pop(task)
+        seconds = self.progress.tasks[self.progress.task_ids.index(line)].elapsed or 0.0
+        self.progress.remove_task(line)
         self.fractions.pop(task, None)
         self.finished += 1
         self.progress.update(self.whole, completed=self.finished + sum(self.fractions.values()))
-        word = f"FAILED: {outcome.error}" if outcome.error else "done"
+        word = f"FAILED: {outcome.error}" if outcome.error else f"done in {seconds:.0f} s"
         self.console.print(f"[{self.finished}/{self.tasks}] {task.label}: {word}", markup=False, highlight=False)

@@ -1,6 +1,7 @@
 """A suite: what is trained, with what, and how it is attacked; YAML, checked key by key."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,9 @@ class DataChoice:
     train_images: int | None = None
     validation_images: int | None = None
     folds: list[int] = field(default_factory=lambda: [0])
+
+    def __post_init__(self) -> None:
+        _check_distinct("dataset.folds", self.folds)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ class Evaluation:
             raise BadInput(f"evaluation.ranked_at lies among evaluation.epsilons, but found {sorted(stray)}")
         if self.ranked_checkpoint not in self.checkpoints:
             raise BadInput(f"evaluation.ranked_checkpoint ({self.ranked_checkpoint}) is among evaluation.checkpoints")
-        for name in ("batch_size", "restarts"):
+        _check_distinct("evaluation.ranked_at", self.ranked_at)
+        _check_distinct("evaluation.attacks", self.attacks, may_be_empty=True)
+        for name in ("batch_size", "restarts", "steps"):
             if getattr(self, name) < 1:
                 raise BadInput(f"evaluation.{name} is 1 or more, but found {getattr(self, name)}")
         if self.images is not None and self.images < 1:
@@ -106,6 +112,9 @@ class Suite:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     evaluation: Evaluation = Evaluation()
 
+    def __post_init__(self) -> None:
+        _check_distinct("seeds", self.seeds)
+
     def as_plain(self) -> dict[str, Any]:
         """Give the suite as values that YAML holds, every default written out."""
         return _plain(asdict(self))
@@ -126,7 +135,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
         BadInput: for an unknown suite, a key that is not in the schema (with the nearest that is), a value of the wrong
             type, or an unknown method; the sentence names file and key.
     """
-    path, values = _read(name)
+    path, values = _read(name, ())
     for key, value in (changes or {}).items():
         _set(values, key, value)
     stray = next((key for key in values if key not in Suite.__dataclass_fields__), None)
@@ -159,17 +168,29 @@ def read_change(text: str) -> tuple[str, Any]:
         raise BadInput(f"--set {key}: {value!r} is not a YAML value") from None
 
 
-def _read(name: str) -> tuple[Path, dict[str, Any]]:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+def _read(name: str, above: tuple[Path, ...]) -> tuple[Path, dict[str, Any]]:
+    """Read a suite and what it is based on; a file named there is looked for beside the file that names it."""
+    beside = above[-1].parent if above else Path()
+    path = beside / name if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if path.resolve() in above:
+        raise BadInput(f"{above[-1]}: based_on leads in a circle, back to {path}")
     if not path.is_file():
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}, or give a .yaml file"
-        raise BadInput(f"there is no suite {name!r}: {hint}")
+        where = f"{above[-1]}: based_on: " if above else ""
+        raise BadInput(f"{where}there is no suite {name!r}: {hint}")
     values = read_yaml(path)
     base = values.pop("based_on", None)
     if base is not None:
-        values = _merged(_read(str(base))[1], values)
+        values = _merged(_read(str(base), (*above, path.resolve()))[1], values)
     return path, values
+
+
+def _check_distinct(key: str, values: list[Any], *, may_be_empty: bool = False) -> None:
+    if not values and not may_be_empty:
+        raise BadInput(f"{key} holds at least one value, but found []")
+    if len(set(values)) < len(values):
+        raise BadInput(f"{key} holds every value once, but found {values}")
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +224,7 @@ def _plain(value: Any) -> Any:
 def _one_sentence(message: str, values: dict[str, Any]) -> str:
     """Shorten the parser's message and point at the nearest key where one was misspelled."""
     text = " ".join(message.split()).replace("Parser key ", "key ").replace("typing.", "")
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
     for wrong in (word.strip("'\"") for word in text.split() if word.startswith(("'", '"'))):
         known = [*Suite.__dataclass_fields__, *Recipe.__dataclass_fields__, *Evaluation.__dataclass_fields__]
         if wrong not in known and ("not accept" in text or "not expected" in text):

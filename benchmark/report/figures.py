@@ -1,0 +1,266 @@
+"""Draw a report's figures; each function returns a figure and saves nothing."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from benchmark.report.style import (
+    FAINT,
+    INK,
+    MANY,
+    Look,
+    epsilon_text,
+    in_255ths,
+    looks,
+    nothing_to_show,
+    percent,
+    short,
+    spread,
+    tidy,
+    titled,
+)
+from benchmark.report.summary import Summary
+from benchmark.results.worst_case import WORST_CASE
+
+LADDER = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack"}
+_IN_A_COLUMN = 26  # names of a legend
+_BARS: dict[str, Any] = {"elinewidth": 1.0, "capsize": 0, "linestyle": "none", "alpha": 0.55, "zorder": 2}
+
+
+def clean_vs_robust(summary: Summary) -> Figure:
+    """Scatter clean against worst-case accuracy at the headline epsilon, one point a method, with 95% intervals."""
+    title = "Clean against robust accuracy"
+    board = _headline(summary).dropna(subset=["clean", WORST_CASE])
+    if board.empty:
+        return nothing_to_show(title, "No method has both figures yet.")
+    figure = Figure(figsize=(7.2 + 1.6 * (len(board) // _IN_A_COLUMN), 4.4), layout="constrained")
+    axes = figure.subplots()
+    _points(axes, board, "clean", looks(summary.methods))
+    percent(axes.xaxis)
+    axes.set(xlabel="clean accuracy", ylabel="robust accuracy (worst case over attacks)")
+    _finish(axes, title, _setting(summary))
+    _legend(axes, board.method, looks(summary.methods))
+    return figure
+
+
+def cost_vs_robustness(summary: Summary) -> Figure:
+    """Scatter training passes per image against worst-case accuracy: the one view that shows all classes together."""
+    title = "What robustness costs"
+    board = _headline(summary).dropna(subset=["passes", WORST_CASE])
+    board = board[board.passes.astype(float) > 0]
+    if board.empty:
+        return nothing_to_show(title, "No method has both its training passes and its robust accuracy yet.")
+    figure = Figure(figsize=(7.2 + 1.6 * (len(board) // _IN_A_COLUMN), 4.4), layout="constrained")
+    axes = figure.subplots()
+    _points(axes, board.assign(passes=board.passes.astype(float)), "passes", looks(summary.methods))
+    axes.set_xscale("log")
+    low, high = board.passes.astype(float).min(), board.passes.astype(float).max()
+    axes.set_xlim(low / 1.6, high * 1.6)  # a single method would otherwise get an axis of decades
+    ticks = [m * 10.0**e for e in range(-1, 8) for m in (1, 2, 5) if low / 1.6 <= m * 10.0**e <= high * 1.6]
+    axes.set_xticks(ticks, [f"{tick:,.6g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set(
+        xlabel="training passes per image (forward + backward)", ylabel="robust accuracy (worst case over attacks)"
+    )
+    _finish(axes, title, _setting(summary))
+    labels = {method: f"{short(method)}  ({summary.classes[method]})" for method in board.method}
+    _legend(axes, board.method, looks(summary.methods), labels)
+    return figure
+
+
+def accuracy_over_epsilon(summary: Summary) -> Figure:
+    """Draw the worst-case accuracy and its 95% band against epsilon, a line a method; carried verdicts are open."""
+    title = "Robust accuracy against epsilon"
+    own = summary.figures[summary.figures.checkpoint == summary.suite.ranked_checkpoint]
+    lines = own[(own.attack == WORST_CASE) | (own.attack == "clean")].sort_values("epsilon")
+    if not (lines.attack == WORST_CASE).any():
+        return nothing_to_show(title, "No method has been attacked yet.")
+    scale = 255 if in_255ths(sorted(set(lines.epsilon))) else 1
+
+    def draw(axes: Axes, rows: pd.DataFrame, look: Look | None) -> None:
+        x, colour = scale * rows.epsilon, look.colour if look else FAINT
+        axes.plot(x, rows.accuracy, color=colour, linewidth=1.6 if look else 0.7, zorder=3 if look else 1)
+        if look:
+            axes.fill_between(x, rows.low, rows.high, color=colour, alpha=0.09, linewidth=0)
+            _markers(axes, x, rows.accuracy, look, rows.carried.astype(bool))
+
+    label = "ε, in 1/255" if scale == 255 else "ε (pixels in [0, 1])"
+    hard = sorted(set(own[(own.attack == "autoattack") & ~own.carried.astype(bool)].epsilon))
+    strongest = (
+        f" (AutoAttack at {', '.join(map(epsilon_text, hard))} only)"
+        if 0 < len(hard) < lines.epsilon.nunique() - 1
+        else ""
+    )
+    figure = _lines(summary, lines, draw, title, f"worst case over attacks{strongest}, {_where(summary)}", label)
+    ticks = sorted(set(scale * lines.epsilon))
+    for axes in figure.axes:
+        if len(ticks) <= 9:
+            axes.set_xticks(ticks, [f"{tick:.6g}" for tick in ticks])
+    return figure
+
+
+def attack_ladder(summary: Summary) -> Figure:
+    """Follow each method from clean pictures through PGD-20 and CW-20 to AutoAttack at the headline epsilon.
+
+    A line that falls steeply on its last step was flattered by the weaker attacks.
+    """
+    title = "The ladder of attacks"
+    own = summary.figures[summary.figures.checkpoint == summary.suite.ranked_checkpoint]
+    steps = own[own.attack.isin(LADDER) & own.epsilon.isin([0.0, summary.suite.headline_epsilon])]
+    present = [attack for attack in LADDER if (steps.attack == attack).any()]
+    if not set(present) - {"clean"}:
+        return nothing_to_show(title, "No method has been attacked at the ranking epsilon yet.")
+    steps = steps.assign(step=steps.attack.map(present.index)).sort_values("step")
+    drawn = list(dict.fromkeys(steps.method))
+    beside = dict(zip(drawn, np.linspace(-0.07, 0.07, len(drawn)) if len(drawn) > 1 else [0.0], strict=True))
+
+    def draw(axes: Axes, rows: pd.DataFrame, look: Look | None) -> None:
+        if look is None:
+            axes.plot(rows.step, rows.accuracy, color=FAINT, linewidth=0.7, zorder=1)
+            return
+        x = rows.step + beside[rows.method.iloc[0]]
+        bars = _errors(rows.accuracy, rows.low, rows.high)
+        axes.errorbar(x, rows.accuracy, yerr=bars, color=look.colour, **_BARS)
+        axes.plot(x, rows.accuracy, color=look.colour, linewidth=1.4, zorder=3)
+        _markers(axes, x, rows.accuracy, look, rows.carried.astype(bool))
+
+    figure = _lines(summary, steps, draw, title, _setting(summary), "")
+    for axes in figure.axes:
+        axes.set_xticks(range(len(present)), [LADDER[attack] for attack in present])
+        axes.set_xlim(-0.25, len(present) - 0.75)
+    return figure
+
+
+def _lines(
+    summary: Summary,
+    lines: pd.DataFrame,
+    draw: Callable[[Axes, pd.DataFrame, Look | None], None],
+    title: str,
+    subtitle: str,
+    label: str,
+) -> Figure:
+    """Draw one line per method with its name at the right end; many methods get one panel per category."""
+    look = looks(summary.methods)
+    methods = [method for method in summary.methods if (lines.method == method).any()]
+    groups = {"": methods}
+    if len(methods) > MANY:
+        groups = {}
+        for method in methods:
+            groups.setdefault(summary.categories.get(method) or "other", []).append(method)
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    size = (7.2, 4.4) if len(groups) == 1 else (4.4 * columns, 2.5 * rows + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, (name, members) in zip(grid, groups.items(), strict=False):
+        for method in methods:  # the others stay visible as a faint backdrop
+            if method not in members:
+                draw(axes, lines[lines.method == method], None)
+        for method in members:
+            draw(axes, lines[lines.method == method], look[method])
+        percent(axes.yaxis)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set(xlabel=label, ylabel="accuracy" if len(groups) == 1 else "")
+        axes.label_outer()
+        tidy(axes)
+        ends = {method: float(lines[lines.method == method].accuracy.iloc[-1]) for method in members}
+        if len(groups) == 1:
+            _names_at_the_end(axes, ends, look)
+            titled(axes, title, subtitle)
+        else:
+            _legend(axes, sorted(members, key=lambda method: -ends[method]), look)
+            titled(axes, name.replace("_", " "))
+    for axes in grid[len(groups) :]:
+        axes.set_visible(False)
+    if len(groups) > 1:
+        figure.suptitle(f"{title}: {subtitle}", x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    return figure
+
+
+def _names_at_the_end(axes: Axes, ends: dict[str, float], look: dict[str, Look]) -> None:
+    places = spread(list(ends.values()), 0.048, 0.0, 1.0)
+    for (method, end), place in zip(ends.items(), places, strict=True):
+        axes.annotate(
+            short(method),
+            (1, end),
+            xytext=(1.03, place),
+            xycoords=("axes fraction", "data"),
+            textcoords=("axes fraction", "data"),
+            color=look[method].colour,
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _points(axes: Axes, board: pd.DataFrame, x: str, look: dict[str, Look]) -> None:
+    bars = _BARS | {"alpha": 0.55 if len(board) <= 2 * MANY else 0.2}
+    for line in board.to_dict("records"):
+        own = look[line["method"]]
+        across = _errors(*([line[f"{x}{end}"]] for end in ("", "_low", "_high"))) if f"{x}_low" in line else None
+        up = _errors(*([line[f"{WORST_CASE}{end}"]] for end in ("", "_low", "_high")))
+        axes.errorbar([line[x]], [line[WORST_CASE]], xerr=across, yerr=up, color=own.colour, **bars)
+        _markers(axes, [line[x]], [line[WORST_CASE]], own, [False], size=6.5)
+
+
+def _markers(axes: Axes, x: object, y: object, look: Look, carried: object, size: float = 5) -> None:
+    """Mark points in the method's look, open where the verdicts were carried from another epsilon."""
+    x, y, carried = np.asarray(x, float), np.asarray(y, float), np.asarray(carried, bool)
+    for some, fill in ((~carried, look.colour), (carried, "white")):
+        if not some.any():
+            continue  # the layout would make room for an empty line at the figure's corner
+        edge, width = (look.colour, 1.2) if fill == "white" else ("white", 0.7)
+        points = axes.plot(x[some], y[some], look.marker, color=look.colour, markersize=size, zorder=4, clip_on=False)
+        points[0].set(markerfacecolor=fill, markeredgecolor=edge, markeredgewidth=width)
+
+
+def _legend(axes: Axes, methods: Iterable[str], look: dict[str, Look], labels: dict[str, str] | None = None) -> None:
+    """Name the methods outside the axes, the most robust first, as the points stand."""
+    methods = list(methods)
+    handles = [
+        Line2D(
+            [], [], color=look[method].colour, marker=look[method].marker, linestyle="none", mec="white", markersize=7
+        )
+        for method in methods
+    ]
+    names = [(labels or {}).get(method, short(method)) for method in methods]
+    axes.legend(
+        handles, names, ncols=-(-len(names) // _IN_A_COLUMN), fontsize=8 if len(names) <= 12 else 6.5,
+        loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, handletextpad=0.3, labelspacing=0.45,
+        frameon=False, labelcolor=INK,
+    )  # fmt: skip
+
+
+def _finish(axes: Axes, title: str, subtitle: str) -> None:
+    percent(axes.yaxis)
+    top = max(axes.get_ylim()[1], 0.1)
+    axes.set_ylim(-0.02 * top, min(1.02, top))
+    tidy(axes)
+    titled(axes, title, subtitle)
+
+
+def _headline(summary: Summary) -> pd.DataFrame:
+    """Keep the ranked checkpoint's lines at the headline epsilon, most robust first."""
+    board = summary.leaderboard
+    here = board[
+        (board.checkpoint == summary.suite.ranked_checkpoint) & (board.epsilon == summary.suite.headline_epsilon)
+    ]
+    return here.sort_values(WORST_CASE, ascending=False, kind="stable")
+
+
+def _errors(middle: object, low: object, high: object) -> np.ndarray:
+    middle, low, high = (np.asarray(values, float) for values in (middle, low, high))
+    return np.nan_to_num(np.clip([middle - low, high - middle], 0, None))
+
+
+def _where(summary: Summary) -> str:
+    return f"{summary.suite.dataset}, {summary.suite.ranked_checkpoint} checkpoint, 95% intervals"
+
+
+def _setting(summary: Summary) -> str:
+    return f"ε = {epsilon_text(summary.suite.headline_epsilon)}, {_where(summary)}"

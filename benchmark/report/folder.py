@@ -1,0 +1,83 @@
+"""Fill a report folder with its tables, figures and page: the one place that saves."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from benchmark.report import figures, table
+from benchmark.report.page import page
+from benchmark.report.published_figure import published_vs_measured
+from benchmark.report.summary import Summary, summarise
+from benchmark.results.files import write_bytes, write_text
+
+FIGURES: tuple[Callable[[Summary], Figure], ...] = (
+    figures.clean_vs_robust,
+    figures.accuracy_over_epsilon,
+    figures.attack_ladder,
+    figures.cost_vs_robustness,
+    published_vs_measured,
+)
+
+
+def build(folder: Path) -> list[Path]:
+    """Write leaderboard, tables, figures and ``index.html`` of the evidence in ``folder``; return their paths.
+
+    Works on part of a suite too: what is not there is empty. Equal evidence gives equal bytes.
+
+    Raises:
+        BadInput: the folder or its suite is missing, nothing was run, or a card or part file is damaged.
+    """
+    folder = Path(folder)
+    summary = summarise(folder)
+    pictures = {draw.__name__: rendered(draw, summary) for draw in FIGURES}
+    written = [write_text(folder / name, text) for name, text in _texts(summary).items()]
+    for name, formats in pictures.items():
+        written += [write_bytes(folder / "figures" / f"{name}.{kind}", content) for kind, content in formats.items()]
+    beside = [path.relative_to(folder).as_posix() for path in written]
+    embedded = {name: formats["png"] for name, formats in pictures.items()}
+    written.append(write_text(folder / "index.html", page(summary, embedded, beside)))
+    return written
+
+
+def rendered(draw: Callable[[Summary], Figure], summary: Summary) -> dict[str, bytes]:
+    """Return a figure as bytes of ``png`` and ``pdf``: without dates, and whatever the reader's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["pdf.fonttype"] = 42  # text that can be searched and edited
+        figure = draw(summary)
+        figure.get_layout_engine().set(w_pad=0.09, h_pad=0.09)  # type: ignore[union-attr, call-arg]
+        png = _saved(figure, "png", {"Software": None})
+        figure.set_layout_engine("none")  # laid out once is enough
+        return {
+            "png": png,
+            "pdf": _saved(figure, "pdf", {"CreationDate": None, "Producer": None, "Creator": None}),
+        }
+
+
+def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format=kind, dpi=160, facecolor="white", metadata=metadata)
+    return buffer.getvalue()
+
+
+def _texts(summary: Summary) -> dict[str, str]:
+    suite = summary.suite
+    frames = {
+        "leaderboard": summary.leaderboard,
+        "accuracy": summary.accuracy if summary.accuracy.fold.nunique() > 1 else summary.accuracy.drop(columns="fold"),
+        "autoattack_stages": summary.autoattack_stages,
+        "comparisons": summary.comparisons,
+        "table1": summary.table1,
+    }
+    found = {f"{name}.csv": table.csv(frame, suite.note) for name, frame in frames.items()}
+    readable = {
+        "leaderboard": (table.readable_leaderboard(summary), f"{suite.title}: leaderboard"),
+        "table1": (table.readable_table1(summary), f"{suite.title}: the survey's Table 1 beside what was measured"),
+    }
+    for name, (frame, title) in readable.items():
+        found[f"{name}.md"] = table.markdown(frame, title, suite.track, suite.note)
+        found[f"{name}.tex"] = table.latex(frame, title, suite.track, suite.note, f"tab:{name}")
+    return found

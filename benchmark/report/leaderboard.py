@@ -1,0 +1,234 @@
+"""Rank methods inside their class: the leaderboard, the comparisons with the reference, AutoAttack's stages."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmark.report.measure import RUN, cells_of, groups
+from benchmark.results.cards import Suite
+from benchmark.results.statistics import holm, paired_difference, rank_intervals, verdict
+from benchmark.results.worst_case import WORST_CASE
+
+ATTACKS = ["clean", "pgd20", "cw20", "autoattack", WORST_CASE]
+STAGES = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]  # the order in which AutoAttack standard tries
+_MEASURED = [f"{attack}{end}" for attack in ATTACKS for end in ("", "_low", "_high")]
+LEADERBOARD = [
+    *("class", "rank_low", "rank_high", "method", "category", "network", "checkpoint", "epsilon", *_MEASURED),
+    *("seeds", "images", "trials", "parameters", "passes", "forward_passes", "backward_passes", "selection_passes"),
+    *("seconds", "engine", "status", "status_note"),
+]
+COMPARISONS = [
+    *(
+        "class",
+        "method",
+        "against",
+        "epsilon",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "seeds",
+        "images",
+        "verdict",
+    ),
+]
+
+
+def leaderboard(
+    suite: Suite, cards: pd.DataFrame, verdicts: pd.DataFrame, runs: pd.DataFrame, figures: pd.DataFrame
+) -> pd.DataFrame:
+    """Return one line per method, checkpoint and ranking epsilon, and one per failed experiment; columns LEADERBOARD.
+
+    Accuracies are fractions, epsilons pixel units, passes per training image over the whole run. What was not measured
+    is NaN. Carried verdicts are for curves: an attack that holds any is left out here.
+
+    Args:
+        cards: as ``Cards.table``.
+        verdicts: as ``judged``, without failed experiments; ``runs`` ``per_network`` of them, ``figures`` ``pooled``.
+    """
+    going = cards[cards.status != "failed"]
+    networks = {group: len(rows[RUN].drop_duplicates()) for group, rows in groups(cards, "comparison_class")}
+    images = suite.images or int(runs.images.max() if len(runs) else 0)
+    engines = _engines(verdicts)
+    lines = []
+    for method, own in groups(going, "method"):
+        costs = _costs(own)
+        for checkpoint in sorted({suite.ranked_checkpoint, *figures.checkpoint[figures.method == method]}):
+            for epsilon in suite.ranked_at:
+                here, attacked = (_at(table, method, checkpoint, epsilon) for table in (figures, runs))
+                status, note = _state(suite, checkpoint, attacked, images, networks[costs["class"]])
+                place = {"checkpoint": checkpoint, "epsilon": epsilon, "status": status, "status_note": note}
+                engine = engines.get((method, checkpoint, epsilon), "")
+                lines.append({**costs, **_accuracies(here), **place, "engine": engine})
+    for _, card in cards[cards.status == "failed"].iterrows():
+        lines.append(
+            {**_costs(card.to_frame().T), "status": "failed", "status_note": f"{card.experiment}: {card.error}"}
+        )
+    table = pd.DataFrame(lines, columns=LEADERBOARD)
+    numbers = ["epsilon", *_MEASURED, "seeds", "images", "trials", "parameters", "seconds"]
+    table = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
+    words = ["category", "network", "checkpoint", "engine", "status_note"]
+    table = table.assign(**{name: table[name].astype(object).fillna("") for name in words})
+    return _sorted(_ranked(table, verdicts), suite)
+
+
+def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
+    """Compare the worst case of each ranked method with ``against`` in its class, image by image; columns COMPARISONS.
+
+    ``difference`` is the method's accuracy minus the other's. Holm corrects over all comparisons of a class, its
+    ranking epsilons together.
+    """
+    ranked = table[table.rank_low.notna()]
+    lines: list[dict[str, object]] = []
+    for (group, epsilon), rows in groups(ranked, ["class", "epsilon"]):
+        names, cells = _worst_cells(verdicts, suite.ranked_checkpoint, epsilon, rows.method)
+        seeds = dict(zip(rows.method, rows.seeds, strict=True))
+        for method in sorted(names):
+            for other in against:
+                if other == method or other not in names:
+                    continue
+                found = paired_difference(cells[names.index(method)], cells[names.index(other)])
+                what = {"class": group, "method": method, "against": other, "epsilon": epsilon, "seeds": seeds[method]}
+                ends = {"difference": found.interval.estimate, "low": found.interval.low, "high": found.interval.high}
+                lines.append({**what, **ends, "p": found.p, "images": found.images})
+    compared = pd.DataFrame(lines, columns=COMPARISONS)
+    for _, family in compared.groupby("class"):
+        compared.loc[family.index, "p_holm"] = holm(family.p.tolist())
+    differences = zip(compared.difference.tolist(), compared.p_holm.tolist(), strict=True)
+    return compared.assign(verdict=[verdict(difference, p) for difference, p in differences])
+
+
+def autoattack_stages(evidence: pd.DataFrame, cards: pd.DataFrame) -> pd.DataFrame:
+    """Return how many images survive each attack of AutoAttack, the clean picture first; accuracies are fractions.
+
+    Columns method, seed, checkpoint, epsilon, stage, survivors, images, accuracy, fold.
+    """
+    columns = ["method", "seed", "checkpoint", "epsilon", "stage", "survivors", "images", "accuracy", "fold"]
+    own = evidence[evidence.attack == "autoattack"].merge(
+        cards[["experiment", "method", "seed", "fold"]], on="experiment"
+    )
+    lines = []
+    for key, rows in groups(own, ["method", "seed", "fold", "checkpoint", "epsilon"]):
+        method, seed, fold, checkpoint, epsilon = key
+        left = len(rows)
+        names = rows.by[rows.fooled].astype("str")
+        for stage in [*STAGES, *sorted(set(names) - set(STAGES))]:
+            left -= int((names == stage).sum())
+            lines.append((method, seed, checkpoint, epsilon, stage, left, len(rows), left / len(rows), fold))
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _costs(cards: pd.DataFrame) -> dict[str, Any]:
+    """Return what a method's cards say together: names of the first, the largest network, costs on average."""
+    first = cards.iloc[0]
+    mean = {
+        key: pd.to_numeric(cards[key]).mean()
+        for key in (
+            "forward_passes",
+            "backward_passes",
+            "selection_forward_passes",
+            "selection_backward_passes",
+            "seconds",
+        )
+    }
+    return {
+        "class": first.comparison_class,
+        "method": first.method,
+        "category": first.category,
+        "network": first.network,
+        "seeds": cards.seed.nunique(),
+        "trials": pd.to_numeric(cards.trials).max(),
+        "parameters": pd.to_numeric(cards.parameters).max(),
+        "passes": mean["forward_passes"] + mean["backward_passes"],
+        "forward_passes": mean["forward_passes"],
+        "backward_passes": mean["backward_passes"],
+        "selection_passes": mean["selection_forward_passes"] + mean["selection_backward_passes"],
+        "seconds": mean["seconds"],
+    }
+
+
+def _accuracies(figures: pd.DataFrame) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for line in figures[~figures.carried.astype(bool)].to_dict("records"):
+        if (attack := line["attack"]) in ATTACKS:
+            found |= {attack: line["accuracy"], f"{attack}_low": line["low"], f"{attack}_high": line["high"]}
+    worst = figures[figures.attack == WORST_CASE]
+    if len(worst):
+        found |= {"seeds": int(worst.seeds.iloc[0]), "images": int(worst.images.iloc[0])}
+    return found
+
+
+def _engines(verdicts: pd.DataFrame) -> dict[tuple[str, str, float], str]:
+    own = verdicts[verdicts.attack == "autoattack"]
+    return {
+        key: ", ".join(sorted({str(name) for name in rows.engine.unique() if name}))
+        for key, rows in groups(own, ["method", "checkpoint", "epsilon"])
+    }
+
+
+def _at(table: pd.DataFrame, method: str, checkpoint: str, epsilon: float) -> pd.DataFrame:
+    """Keep one model's lines at ``epsilon``, with clean ones at 0."""
+    return table[(table.method == method) & (table.checkpoint == checkpoint) & table.epsilon.isin([0.0, epsilon])]
+
+
+def _state(suite: Suite, checkpoint: str, runs: pd.DataFrame, images: int, networks: int) -> tuple[str, str]:
+    """Say whether a line may be ranked (``done`` without a note), or what keeps it from that."""
+    worst = runs[runs.attack == WORST_CASE]
+    if worst.empty:
+        return "partial", "not evaluated at this epsilon yet"
+    if worst.images.min() < images:
+        return "partial", f"{worst.images.min()} of {images} images judged by every attack"
+    if len(worst) < networks:  # a method whose unlucky seed failed must not be ranked by its lucky ones
+        return "partial", f"{len(worst)} of {networks} trained networks of its class"
+    if checkpoint != suite.ranked_checkpoint:
+        return "done", f"ranks are given to the {suite.ranked_checkpoint} checkpoint"
+    if suite.ranks_by_autoattack:
+        full = runs[(runs.attack == "autoattack") & ~runs.carried & (runs.images >= images)]
+        if len(full) < networks:
+            return "partial", "AutoAttack was not run in full at this epsilon"
+    return "done", ""
+
+
+def _ranked(table: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Fill in the intervals of ranks, one bootstrap per class and epsilon."""
+    free = table[(table.status == "done") & (table.status_note == "")]
+    found: dict[int, tuple[int, int]] = {}
+    for (_, epsilon, checkpoint), rows in groups(free, ["class", "epsilon", "checkpoint"]):
+        names, cells = _worst_cells(verdicts, checkpoint, epsilon, rows.method)
+        ranks = dict(zip(names, rank_intervals(cells), strict=True))
+        found |= {place: ranks[method] for place, method in zip(rows.index.tolist(), rows.method, strict=True)}
+    ends = pd.DataFrame(
+        [found.get(place, (None, None)) for place in table.index], table.index, ["rank_low", "rank_high"]
+    )
+    return table.assign(rank_low=ends.rank_low.astype("Int64"), rank_high=ends.rank_high.astype("Int64"))
+
+
+def _worst_cells(
+    verdicts: pd.DataFrame, checkpoint: str, epsilon: float, methods: pd.Series
+) -> tuple[list[str], np.ndarray]:
+    own = verdicts[
+        (verdicts.attack == WORST_CASE)
+        & (verdicts.checkpoint == checkpoint)
+        & (verdicts.epsilon == epsilon)
+        & verdicts.method.isin(methods)
+    ]
+    names, cells = cells_of(own, ["method"])
+    return [name for (name,) in names], cells
+
+
+def _sorted(table: pd.DataFrame, suite: Suite) -> pd.DataFrame:
+    """Order by class and epsilon, ranked lines first, best first; failures last."""
+    keys = pd.DataFrame(
+        {
+            "failed": table.status == "failed",
+            "class": table["class"],
+            "epsilon": table.epsilon.astype(float),
+            "checkpoint": table.checkpoint != suite.ranked_checkpoint,
+            "worst": -pd.to_numeric(table.worst_case),
+            "method": table.method,
+        }
+    )
+    return table.loc[keys.sort_values(list(keys.columns), kind="stable").index].reset_index(drop=True)

@@ -1,0 +1,151 @@
+"""Make the one self-contained page of a report: it loads nothing from elsewhere and reads without JavaScript."""
+
+import re
+from base64 import b64encode
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from itables import options as itables_options
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from benchmark.report import table
+from benchmark.report.style import epsilon_text
+from benchmark.report.summary import Summary, versions
+from benchmark.results.survey import number
+
+CAPTIONS = {  # in the order in which the page shows them
+    "clean_vs_robust": "Each method's accuracy on clean pictures against its worst case over all attacks.",
+    "accuracy_over_epsilon": "How the worst case falls as the attacker may do more. Open markers: verdicts carried "
+    "over from another epsilon.",
+    "attack_ladder": "From the weakest attack to the strongest: a fall on the last step says the others flattered.",
+    "cost_vs_robustness": "Training passes per image against the worst case; all classes, each named in brackets.",
+    "published_vs_measured": "The survey's 34 rows: printed figure, AutoAttack by others, and ours. Where the setting "
+    "differs, a gap is no failed reproduction.",
+}
+_FILTERED = {
+    "class",
+    "status",
+    "method",
+    "category",
+    "checkpoint",
+    "epsilon",
+    "attack",
+    "against",
+    "data set",
+    "seed",
+    "fold",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is read, the interval that follows it in small print, and what the cell is sorted by."""
+
+    text: str
+    interval: str
+    order: str
+
+
+@dataclass(frozen=True)
+class HtmlTable:
+    """A table of strings for the template; ``filters`` are the places of columns that get a drop-down."""
+
+    name: str
+    headings: list[str]
+    rows: list[list[Cell]]
+    filters: list[int]
+
+
+def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
+    """Return the page as HTML.
+
+    Args:
+        pictures: PNG bytes by the names of ``CAPTIONS``; they are embedded.
+        files: paths, relative to the page, of what stands beside it; they are linked.
+    """
+    environment = Environment(
+        loader=PackageLoader("benchmark.report", "templates"),
+        autoescape=True,  # every name may come from a user's file
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script, style = _datatables()
+    failed = summary.cards.failed
+    return environment.get_template("page.html.j2").render(
+        suite=summary.suite,
+        progress=summary.progress,
+        facts=_facts(summary),
+        leaderboard=_html(table.readable_leaderboard(summary), "leaderboard"),
+        comparisons=_html(table.readable_comparisons(summary), "comparisons"),
+        table1=_html(table.readable_table1(summary), "table1"),
+        stages=_html(table.readable_stages(summary), "stages") if len(summary.autoattack_stages) else None,
+        accuracy=_html(table.readable_accuracy(summary), "accuracy"),
+        figures=[(name, CAPTIONS[name], b64encode(pictures[name]).decode()) for name in CAPTIONS if name in pictures],
+        failures=[
+            (line["experiment"], line["error"], summary.cards.tracebacks.get(line["experiment"], ""))
+            for line in failed.to_dict("records")
+        ],
+        files=files,
+        datatables_script=script,
+        datatables_style=style,
+    )
+
+
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    """Return what was run, as pairs of a heading and a sentence; what the suite does not say is left out."""
+    suite = summary.suite
+    evaluation = suite.content["evaluation"]
+    threat = dict(suite.content.get("threat") or {})
+    engines = sorted({engine for engine in summary.leaderboard.engine if engine})
+    attacks = [str(attack) for attack in evaluation.get("attacks") or []]
+    sure = "Wilson for a single network; over several, a bootstrap over images and networks together"
+    found = {
+        "suite": f"{suite.name}, track {suite.track}",
+        "data set": suite.dataset,
+        "network": suite.network,
+        "training threat": f"{threat.get('norm', '')} {epsilon_text(number(str(threat['epsilon'])))}"
+        if "epsilon" in threat
+        else "",
+        "methods": ", ".join(summary.methods),
+        "seeds": ", ".join(str(seed) for seed in suite.content.get("seeds") or []),
+        "attacks": ", ".join(attacks),
+        "epsilons": ", ".join(epsilon_text(number(str(epsilon))) for epsilon in evaluation.get("epsilons") or []),
+        "ranked at": f"{', '.join(map(epsilon_text, suite.ranked_at))}, on the {suite.ranked_checkpoint} checkpoint, "
+        "inside each class, by the worst case per image over all attacks at this or a smaller epsilon",
+        "AutoAttack engine": ", ".join(engines),
+        "images per evaluation": str(suite.images or ""),
+        "intervals": f"95%: {sure}",
+        "ranks": "intervals: the ranks that 95% of the resamples leave open",
+        "versions": ", ".join(f"{name} {' and '.join(those)}" for name, those in versions(summary.cards).items()),
+    }
+    return [(heading, text) for heading, text in found.items() if text]
+
+
+def _html(frame: pd.DataFrame, name: str) -> HtmlTable:
+    headings = [str(heading) for heading in frame.columns]
+    rows = [[_cell(text) for text in row] for row in frame.itertuples(index=False)]
+    filters = [place for place, heading in enumerate(headings) if heading in _FILTERED and frame[heading].nunique() > 1]
+    return HtmlTable(name, headings, rows, filters)
+
+
+def _cell(text: str) -> Cell:
+    figure = re.fullmatch(r"([+-]?\d+\.\d) (\[[^\[\]]*\])", text)
+    shown, interval = figure.groups() if figure else (text, "")
+    return Cell(shown, interval, _order(text))
+
+
+def _order(text: str) -> str:
+    """Return the number that a cell opens with, so that ``9.5 [9.1, 9.9]`` and ``8/255`` sort so; else the text."""
+    found = re.match(r"<?([+-]?[\d,]*\.?\d+)(?:/(\d+))?(?![\w.])", text)
+    if not found:
+        return text
+    number = float(found[1].replace(",", "")) / float(found[2] or 1)
+    return f"{number:.10g}"
+
+
+def _datatables() -> tuple[str, str]:
+    """Return the script (base64) and style of DataTables, as itables carries them for offline notebooks."""
+    bundle = Path(itables_options.dt_bundle)
+    return b64encode(bundle.read_bytes()).decode(), bundle.with_suffix(".css").read_text("utf-8")

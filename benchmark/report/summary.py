@@ -1,0 +1,109 @@
+"""Read a report folder once and hold everything that its tables, figures and page show."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmark.errors import BadInput
+from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderboard
+from benchmark.report.measure import judged, per_network, pooled
+from benchmark.report.survey_table import survey_table
+from benchmark.results import evidence
+from benchmark.results.cards import Cards, Suite, read_cards, read_suite
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a suite is: the experiments done and failed, and the (method, seed) pairs that have no card yet."""
+
+    expected: int
+    done: int
+    failed: int
+    missing: list[tuple[str, int]]
+    without_card: list[str]  # experiments with evidence whose card is not written: shown nowhere else
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing and nothing failed."""
+        return not self.missing and not self.failed and not self.without_card
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The tables of one report; accuracies are fractions, epsilons pixel units; Table 1 is in percent, as printed."""
+
+    suite: Suite
+    cards: Cards
+    progress: Progress
+    figures: pd.DataFrame  # one line per method, checkpoint, attack, epsilon, over seeds: see ``pooled``
+    leaderboard: pd.DataFrame
+    accuracy: pd.DataFrame
+    autoattack_stages: pd.DataFrame
+    comparisons: pd.DataFrame
+    table1: pd.DataFrame
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Every method that the suite names or that has a card, in the suite's order."""
+        return list(dict.fromkeys([*self.suite.methods, *sorted(self.cards.table.method)]))
+
+    @cached_property
+    def categories(self) -> dict[str, str]:
+        """The category of each method that has a card."""
+        return dict(zip(self.cards.table.method, self.cards.table.category, strict=True))
+
+    @cached_property
+    def classes(self) -> dict[str, str]:
+        """The comparison class of each method that has a card."""
+        return dict(zip(self.cards.table.method, self.cards.table.comparison_class, strict=True))
+
+
+def summarise(folder: Path) -> Summary:
+    """Compute every table of the report in ``folder`` from its suite, its cards and its evidence alone.
+
+    Raises:
+        BadInput: the folder, the suite or everything else is missing; a card or a part file is damaged.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"expected a report folder, found nothing at {folder}; run `atbench run SUITE` first")
+    suite, cards = read_suite(folder), read_cards(folder)
+    found = evidence.read(folder, ["fooled", "by", "engine", "carried"], may_be_empty=bool(len(cards.table)))
+    verdicts = judged(found, cards.table)
+    counted = verdicts[verdicts.status != "failed"]
+    figures = pooled(counted)
+    board = leaderboard(suite, cards.table, counted, per_network(counted), figures)
+    return Summary(
+        suite=suite,
+        cards=cards,
+        progress=_progress(suite, cards, found),
+        figures=figures,
+        leaderboard=board,
+        accuracy=per_network(verdicts),  # of failed experiments too: what was judged stays judged
+        autoattack_stages=autoattack_stages(found, cards.table),
+        comparisons=comparisons(suite, board, counted, suite.against),
+        table1=survey_table(suite, board),
+    )
+
+
+def _progress(suite: Suite, cards: Cards, found: pd.DataFrame) -> Progress:
+    table = cards.table
+    started = set(zip(table.method, table.seed, strict=True))
+    return Progress(
+        expected=max(len(suite.expected), len(table)),
+        done=int((table.status == "done").sum()),
+        failed=int((table.status == "failed").sum()),
+        missing=[pair for pair in suite.expected if pair not in started],
+        without_card=sorted(set(found.experiment.unique()) - set(table.experiment)),
+    )
+
+
+def versions(cards: Cards) -> dict[str, list[Any]]:
+    """Return each piece of software that the cards name, with the versions found; more than one deserves a look."""
+    found: dict[str, set[str]] = {}
+    for card in cards.contents:
+        for name, version in dict(card.get("versions") or {}).items():
+            found.setdefault(str(name), set()).add(str(version))
+    return {name: sorted(found[name]) for name in sorted(found)}

@@ -1,0 +1,217 @@
+"""Write tables as CSV for programs and as Markdown and LaTeX for readers; returns text and saves nothing."""
+
+import re
+from collections.abc import Callable
+
+import pandas as pd
+from tabulate import tabulate
+
+from benchmark.report.style import epsilon_text
+from benchmark.report.summary import Summary
+
+_COLUMNS = {  # heading: attack
+    "clean": "clean",
+    "PGD-20": "pgd20",
+    "CW-20": "cw20",
+    "AutoAttack": "autoattack",
+    "worst case": "worst_case",
+}
+_LATEX = {
+    **{"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"},
+    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"},
+    **{"|": r"\textbar{}", "\N{EN DASH}": "--", "…": r"\ldots{}", "ε": r"$\epsilon$", "·": r"$\cdot$"},
+}
+
+
+def csv(table: pd.DataFrame, note: str) -> str:
+    """Return ``table`` as CSV; the suite's warning is the last column, ``suite_note``, where no parser trips on it."""
+    return table.assign(suite_note=note).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+def readable_leaderboard(summary: Summary) -> pd.DataFrame:
+    """Return the leaderboard as strings: accuracies in percent with their interval, empty where not measured."""
+    return _strings(
+        summary.leaderboard,
+        {
+            "class": lambda line: line["class"],
+            "rank": lambda line: _range(line["rank_low"], line["rank_high"]),
+            "method": lambda line: line["method"],
+            "status": lambda line: line["status"],
+            "checkpoint": lambda line: line["checkpoint"],
+            "epsilon": lambda line: "" if _absent(line["epsilon"]) else epsilon_text(line["epsilon"]),
+            **{heading: _accuracy(attack, scale=100) for heading, attack in _COLUMNS.items()},
+            "seeds": lambda line: _whole(line["seeds"]),
+            "images": lambda line: _whole(line["images"]),
+            "trials": lambda line: _whole(line["trials"]),
+            "category": lambda line: str(line["category"]).replace("_", " "),
+            "network": lambda line: line["network"],
+            "parameters": lambda line: _whole(line["parameters"]),
+            "passes": lambda line: _whole(line["passes"]),
+            "seconds": lambda line: _number(line["seconds"], ".1f"),
+            "engine": lambda line: line["engine"],
+            "remark": lambda line: line["status_note"],
+        },
+    )
+
+
+def readable_table1(summary: Summary) -> pd.DataFrame:
+    """Return Table 1 for readers, in percent: printed, by others, ours, and what separates the settings."""
+    return _strings(
+        summary.table1,
+        {
+            "no": lambda line: line["order"],
+            "method": lambda line: line["method_key"],
+            "published": lambda line: line["accuracy_percent"],
+            "AutoAttack by others": lambda line: _by_others(line),
+            "ours: PGD-20": _accuracy("measured_pgd20", scale=1),
+            "ours: AutoAttack": _accuracy("measured_autoattack", scale=1),
+            "data set": lambda line: line["dataset_read"],
+            "epsilon": lambda line: line["eval_epsilon"],
+            "attack": lambda line: line["attack"],
+            "network": lambda line: line["network_read"],
+            "citation": lambda line: line["citation"],
+            "our setting": lambda line: _setting(line),
+            "our setting differs in": lambda line: line["differences"],
+        },
+    )
+
+
+def readable_comparisons(summary: Summary) -> pd.DataFrame:
+    """Return the comparisons as strings: differences in points of percent, p values before and after Holm."""
+    return _strings(
+        summary.comparisons,
+        {
+            "class": lambda line: line["class"],
+            "method": lambda line: line["method"],
+            "against": lambda line: line["against"],
+            "epsilon": lambda line: epsilon_text(line["epsilon"]),
+            "difference": lambda line: (
+                f"{100 * line['difference']:+.1f} [{100 * line['low']:+.1f}, {100 * line['high']:+.1f}]"
+            ),
+            "p": lambda line: _p(line["p"]),
+            "p (Holm)": lambda line: _p(line["p_holm"]),
+            "seeds": lambda line: _whole(line["seeds"]),
+            "images": lambda line: _whole(line["images"]),
+            "robust accuracy is": lambda line: line["verdict"],
+        },
+    )
+
+
+def readable_accuracy(summary: Summary) -> pd.DataFrame:
+    """Return the accuracy of every trained network under every attack, as strings in percent."""
+    folds = summary.accuracy.fold.nunique() > 1
+    columns = {
+        "method": lambda line: line["method"],
+        "seed": lambda line: str(line["seed"]),
+        **({"fold": lambda line: str(line["fold"])} if folds else {}),
+        "checkpoint": lambda line: line["checkpoint"],
+        "attack": lambda line: line["attack"],
+        "epsilon": lambda line: epsilon_text(line["epsilon"]),
+        "accuracy": _accuracy("accuracy", scale=100, low="low", high="high"),
+        "images": lambda line: _whole(line["images"]),
+        "carried": lambda line: "yes" if line["carried"] else "",
+    }
+    return _strings(summary.accuracy, columns)
+
+
+def readable_stages(summary: Summary) -> pd.DataFrame:
+    """Return how many images survive each attack of AutoAttack, a column a stage."""
+    stages = summary.autoattack_stages
+    keys = ["method", "seed", "fold", "checkpoint", "epsilon", "images"]
+    wide = stages.pivot_table(index=keys, columns="stage", values="survivors", sort=False).reset_index()
+    names = list(dict.fromkeys(stages.stage))
+    columns: dict[str, Callable] = {
+        "method": lambda line: line["method"],
+        "seed": lambda line: str(line["seed"]),
+        **({"fold": lambda line: str(line["fold"])} if stages.fold.nunique() > 1 else {}),
+        "checkpoint": lambda line: line["checkpoint"],
+        "epsilon": lambda line: epsilon_text(line["epsilon"]),
+        "images": lambda line: _whole(line["images"]),
+        **{f"after {name}": (lambda line, name=name: _whole(line[name])) for name in names},
+    }
+    return _strings(wide, columns)
+
+
+def markdown(table: pd.DataFrame, title: str, track: str, note: str) -> str:
+    """Return a Markdown page of strings: heading, track, the suite's warning, the table; no name breaks out of it."""
+    cells = [[markdown_escaped(cell) for cell in row] for row in table.itertuples(index=False)]
+    headings = [markdown_escaped(name) for name in table.columns]
+    body = tabulate(cells, headings, tablefmt="pipe", disable_numparse=True)
+    warning = f"> **{markdown_escaped(note)}**\n\n" if note else ""
+    return f"# {markdown_escaped(title)}\n\nTrack: {markdown_escaped(track)}\n\n{warning}{body}\n"
+
+
+def latex(table: pd.DataFrame, title: str, track: str, note: str, label: str) -> str:
+    """Return a LaTeX table of strings for ``booktabs``, its caption with the track and the suite's warning."""
+    caption = f"{title}. Track: {track}." + (f" {note[0].upper()}{note[1:]}." if note else "")
+    escaped = table.map(latex_escaped).rename(columns=latex_escaped)
+    text = escaped.to_latex(
+        index=False, escape=False, caption=latex_escaped(caption), label=label, column_format="l" * len(table.columns)
+    )
+    return "% needs \\usepackage{booktabs}\n" + text
+
+
+def latex_escaped(text: str) -> str:
+    """Spell ``text`` so that LaTeX prints every character and obeys none."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def markdown_escaped(text: str) -> str:
+    """Spell ``text`` so that Markdown prints it; an underscore inside a word is left, for there it means nothing."""
+    text = re.sub(r"([\\`*|]|(?<=\])\()", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return " ".join(re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\_", text).split())
+
+
+def _strings(table: pd.DataFrame, columns: dict[str, Callable]) -> pd.DataFrame:
+    rows = table.to_dict("records")
+    lines = [["" if _absent(cell := make(row)) else str(cell) for make in columns.values()] for row in rows]
+    return pd.DataFrame(lines, columns=list(columns), dtype=object)
+
+
+def _accuracy(attack: str, scale: int, low: str = "", high: str = "") -> Callable:
+    ends = low or f"{attack}_low", high or f"{attack}_high"
+
+    def make(line: dict) -> str:
+        if _absent(line[attack]):
+            return ""
+        figure, low, high = (scale * float(line[name]) for name in (attack, *ends))
+        return f"{figure:.1f} [{low:.1f}, {high:.1f}]"
+
+    return make
+
+
+def _by_others(line: dict) -> str:
+    if not line["external_autoattack"]:
+        return ""
+    doubt = ", low trust" if "LOW TRUST" in line["external_note"] else ""
+    setting = " ".join(filter(None, [line["external_dataset"], line["external_epsilon"]]))
+    return f"{line['external_autoattack']} ({setting}, {line['external_source']}{doubt})"
+
+
+def _setting(line: dict) -> str:
+    if _absent(line["measured_suite"]):
+        return ""
+    where = f"{line['measured_dataset']}, {line['measured_network']}, {epsilon_text(line['measured_epsilon'])}"
+    return f"{where}, {line['measured_checkpoint']}"
+
+
+def _range(low: object, high: object) -> str:
+    if _absent(low):
+        return ""
+    return f"{low}" if low == high else f"{low}\N{EN DASH}{high}"
+
+
+def _whole(value: object) -> str:
+    return _number(value, ",.0f")
+
+
+def _number(value: object, form: str) -> str:
+    return "" if _absent(value) else format(float(value), form)  # type: ignore[arg-type]
+
+
+def _p(value: float) -> str:
+    return "" if _absent(value) else "<0.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+def _absent(value: object) -> bool:
+    return value is None or bool(pd.isna(value))  # type: ignore[call-overload]

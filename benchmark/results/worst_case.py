@@ -1,0 +1,47 @@
+"""Join all attacks into the worst case: what is left of a network when every attack had its try at every image."""
+
+import pandas as pd
+
+WORST_CASE = "worst_case"
+
+
+def with_worst_case(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Add rows of attack ``worst_case`` at every epsilon above 0 that was attacked.
+
+    An image is fooled at epsilon when ANY attack fools it at any smaller or equal epsilon, clean (0) included, so the
+    worst case can never rise with epsilon. It speaks of those images that every attack begun on the model has judged;
+    a run half way would otherwise look robust on the images that its strongest attack has not reached.
+
+    Args:
+        verdicts: columns experiment, checkpoint, attack, epsilon (pixel units), index, fooled, carried.
+    """
+    models = verdicts.groupby(["experiment", "checkpoint"], observed=True, sort=True)
+    joined = [frame for _, model in models for frame in _of_one_model(model)]
+    plain = verdicts.astype({"attack": "str"})
+    return pd.concat([plain, *joined], ignore_index=True) if joined else plain
+
+
+def _of_one_model(model: pd.DataFrame) -> list[pd.DataFrame]:
+    attacks = model.groupby(["attack", "epsilon"], observed=True).ngroups
+    complete = model.groupby("index").size() == attacks
+    judged = model[model["index"].map(complete).to_numpy(dtype=bool)]
+    found = []
+    for epsilon in sorted(value for value in model.epsilon.unique() if value > 0):
+        within = judged[judged.epsilon <= epsilon]
+        fooled = within.groupby("index", sort=True)["fooled"].any()
+        if fooled.empty:
+            continue
+        found.append(
+            pd.DataFrame(
+                {
+                    "experiment": model.experiment.iloc[0],
+                    "checkpoint": model.checkpoint.iloc[0],
+                    "attack": WORST_CASE,
+                    "epsilon": epsilon,
+                    "index": fooled.index.to_numpy(dtype="int32"),
+                    "fooled": fooled.to_numpy(dtype=bool),
+                    "carried": bool(within.loc[within.epsilon == epsilon, "carried"].any()),
+                }
+            )
+        )
+    return found
