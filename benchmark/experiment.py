@@ -1,7 +1,9 @@
 """One experiment: everything that changes the weights it ends with, and the name that follows from it."""
 
+import difflib
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -144,4 +146,9 @@ def _parse(method: str, settings: dict[str, Any]) -> dict[str, Any]:
         return dict(parser.instantiate(parser.parse_object(settings)))
     except (ArgumentError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).replace("Parser key ", "key ").replace("typing.", "")
-        raise BadInput(f"methods.{method}: {reason} (atbench show {method} lists its settings)") from None
+        reason = re.sub(r"<class '(\w+)'>", r"\1", reason)
+        known = [name.rpartition(".")[2] for name in parser.get_defaults().keys()]  # noqa: SIM118 - of the leaves
+        wrong = re.search(r"ption '(\w+)'", reason)
+        near = difflib.get_close_matches(wrong[1], known, n=1) if wrong else []
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise BadInput(f"methods.{method}: {reason}{hint} (atbench show {method} lists its settings)") from None

@@ -41,10 +41,16 @@ def atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all."""
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write ``content``, whole or not at all, and give the path."""
     with atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write ``text`` as UTF-8, whole or not at all, and give the path."""
+    return write_bytes(path, text.encode("utf-8"))
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:

@@ -19,6 +19,13 @@ from methods.recipe import Recipe
 FOLDER = Path(__file__).parent / "suites"
 
 
+def _check_distinct(key: str, values: list[Any], *, may_be_empty: bool = False) -> None:
+    if not values and not may_be_empty:
+        raise BadInput(f"{key} holds at least one value, but found []")
+    if len(set(values)) < len(values):
+        raise BadInput(f"{key} holds every value once, but found {values}")
+
+
 @dataclass(frozen=True)
 class DataChoice:
     """Which images; ``train_images`` and ``validation_images`` cut the set down; digits have ``folds`` 0 to 4."""
@@ -184,13 +191,6 @@ def _read(name: str, above: tuple[Path, ...]) -> tuple[Path, dict[str, Any]]:
     if base is not None:
         values = _merged(_read(str(base), (*above, path.resolve()))[1], values)
     return path, values
-
-
-def _check_distinct(key: str, values: list[Any], *, may_be_empty: bool = False) -> None:
-    if not values and not may_be_empty:
-        raise BadInput(f"{key} holds at least one value, but found []")
-    if len(set(values)) < len(values):
-        raise BadInput(f"{key} holds every value once, but found {values}")
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

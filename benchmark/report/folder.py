@@ -11,7 +11,7 @@ from benchmark.report import figures, table
 from benchmark.report.page import page
 from benchmark.report.published_figure import published_vs_measured
 from benchmark.report.summary import Summary, summarise
-from benchmark.results.files import write_bytes, write_text
+from benchmark.storage import write_bytes, write_text
 
 FIGURES: tuple[Callable[[Summary], Figure], ...] = (
     figures.clean_vs_robust,

@@ -43,8 +43,10 @@ def published_vs_measured(summary: Summary) -> Figure:
         for attack in ("pgd20", "autoattack"):
             ends = [row[f"measured_{attack}_low"], row[f"measured_{attack}_high"]]
             axes.plot(ends, [place, place], color=own.colour, linewidth=2.2, alpha=0.35, zorder=3)
-        axes.plot([weak], [place], own.marker, color=own.colour, markersize=5, alpha=0.45, zorder=4)
-        axes.plot([strong], [place], own.marker, color=own.colour, markersize=7, mec="white", zorder=5)
+        elsewhere = "data set" in row["differences"]  # no reproduction of the row, and not to be read as one
+        fill: dict[str, Any] = {"mfc": "white", "mec": own.colour} if elsewhere else {"mfc": own.colour, "mec": "white"}
+        axes.plot([weak], [place], own.marker, color=own.colour, markersize=5, alpha=0.45, zorder=4, **fill)
+        axes.plot([strong], [place], own.marker, color=own.colour, markersize=7, zorder=5, **fill)
     labels = [f"{row.method_key}  ·  {row.dataset_read} {row.eval_epsilon}, {row.attack}" for row in rows.itertuples()]
     axes.set_yticks(list(height), labels)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-2, 102), xlabel="accuracy under attack (%)")
@@ -53,7 +55,7 @@ def published_vs_measured(summary: Summary) -> Figure:
     for label, known in zip(axes.get_yticklabels(), measured, strict=True):
         label.set(color="#111111" if known else "#777777", fontweight="bold" if known else "normal")
     titled(axes, "Published against measured", _subtitle(summary, int(measured.sum())))
-    _legend(figure, bool(measured.any()))
+    _legend(figure, bool(measured.any()), bool(rows.differences.str.contains("data set").any()))
     return figure
 
 
@@ -65,7 +67,7 @@ def _subtitle(summary: Summary, measured: int) -> str:
     return f"{measured} of {len(summary.table1)} rows measured (bold), in this suite's setting: {setting}"
 
 
-def _legend(figure: Figure, measured: bool) -> None:
+def _legend(figure: Figure, measured: bool, elsewhere: bool) -> None:
     handles = {
         "survey, as printed": Line2D([], [], **_PUBLISHED),
         "AutoAttack by others": Line2D([], [], **_OTHERS),
@@ -73,6 +75,9 @@ def _legend(figure: Figure, measured: bool) -> None:
     if measured:
         handles["ours, PGD-20"] = Line2D([], [], marker="o", color=INK, alpha=0.45, markersize=5, linestyle="none")
         handles["ours, AutoAttack"] = Line2D([], [], marker="o", color=INK, markersize=7, mec="white", linestyle="none")
+    if elsewhere:
+        style: dict[str, Any] = {"marker": "o", "color": INK, "mfc": "white", "markersize": 7, "linestyle": "none"}
+        handles["hollow: on another data set"] = Line2D([], [], **style)
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK
+        handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8, labelcolor=INK
     )

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark.errors import BadInput
-from benchmark.results.files import write_bytes
+from benchmark.storage import write_bytes
 
 SCHEMA = pa.schema(
     [
