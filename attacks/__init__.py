@@ -5,8 +5,6 @@ are modules that hold a function of the same name: ``from attacks.pgd import pgd
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,14 +58,3 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'attacks' has no attribute {name!r}")
     return getattr(importlib.import_module(f"attacks.{_HOME[name]}"), name)
-
-
-class _Package(ModuleType):
-    """Keeps ``attacks.pgd`` and ``attacks.clip`` functions: importing a file of that name would take their place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and name in _HOME):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -8,6 +8,7 @@ from attacks.objectives import margin
 from attacks.threat import l2_length, per_image
 
 
+@torch.inference_mode(mode=False)  # as in pgd: in inference mode nothing has a gradient
 def carlini_wagner_l2(
     network: nn.Module,
     x: Tensor,

@@ -14,6 +14,10 @@ def check_images(x: Tensor, y: Tensor, low: float = 0.0, high: float = 1.0) -> N
     """
     if not x.is_floating_point():
         raise BadInput(f"images are floating-point numbers in [{low:g}, {high:g}], but found {x.dtype}: divide by 255")
+    if x.ndim != 4:
+        raise BadInput(f"images have the shape (n, channels, height, width), but found {tuple(x.shape)}")
+    if y.ndim != 1:
+        raise BadInput(f"labels are one number per image, of shape ({len(x)},), but found {tuple(y.shape)}")
     if len(x) != len(y):
         raise BadInput(f"there is one label per image, but found {len(x)} images and {len(y)} labels")
     if len(x) == 0:
@@ -24,8 +28,8 @@ def check_images(x: Tensor, y: Tensor, low: float = 0.0, high: float = 1.0) -> N
             f"images lie in [{low:g}, {high:g}], but found values from {smallest:g} to {largest:g}: "
             "normalise inside the network, as its first layer"
         )
-    if y.dtype.is_floating_point or y.dtype == torch.bool:
-        raise BadInput(f"labels are whole numbers, but found {y.dtype}")
+    if y.dtype != torch.int64:  # the only whole numbers that every loss of torch takes
+        raise BadInput(f"labels are whole numbers of type torch.int64, but found {y.dtype}")
 
 
 def check_classifier(network: nn.Module, x: Tensor, y: Tensor) -> int:

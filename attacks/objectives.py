@@ -13,7 +13,7 @@ Objective = Callable[[Tensor], Tensor]
 
 def cross_entropy_with(y: Tensor) -> Objective:
     """Climb the cross-entropy of the labels ``y`` ``(n,)``."""
-    return lambda logits: F.cross_entropy(logits, y, reduction="none")
+    return lambda logits: F.cross_entropy(logits, _plain(y), reduction="none")
 
 
 def kl_from(reference: Tensor) -> Objective:
@@ -53,8 +53,9 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Source: Carlini and Wagner, S&P 2017, arXiv:1608.04644, objective f6, with the sign that an ascent needs.
     """
-    correct = logits.gather(1, y[:, None]).squeeze(1)
-    wrong = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    column = _plain(y)[:, None]
+    correct = logits.gather(1, column).squeeze(1)
+    wrong = logits.scatter(1, column, -torch.inf).amax(1)
     return wrong - correct
 
 
@@ -65,3 +66,8 @@ def kl_divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
     """
     p, q = clean.log_softmax(1), adversarial.log_softmax(1)
     return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
+
+
+def _plain(y: Tensor) -> Tensor:
+    """Copy labels that were loaded in inference mode (as Lightning evaluates): autograd refuses to keep those."""
+    return y.clone() if y.is_inference() else y

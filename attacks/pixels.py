@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeVar
 
 from torch import Tensor
@@ -59,6 +60,8 @@ class Pixels:
 
 
 def _ratio(above: str, below: str | None) -> float | None:
-    """Divide two written numbers; None where the result is not finite."""
+    """Divide two written numbers, rounding once; None where the result is not finite."""
     top, bottom = float(above), float(below or 1)
-    return top / bottom if bottom and math.isfinite(top / bottom) else None
+    if bottom == 0 or not (math.isfinite(top) and math.isfinite(bottom) and math.isfinite(top / bottom)):
+        return None
+    return float(Fraction(above) / Fraction(below or 1))

@@ -57,8 +57,8 @@ class ThreatModel:
     def direction(self, gradient: Tensor) -> Tensor:
         """Turn gradients ``(n, c, h, w)`` into steepest-ascent directions of length one in ``norm``.
 
-        Linf: the sign. L2: the unit vector. L1: the signs of the largest 1 % of the entries, sharing one unit
-        (sparse ascent of Tramèr and Boneh, NeurIPS 2019, arXiv:1904.13000, section 3.3).
+        Linf: the sign. L2: the unit vector. L1: the signs of the largest 1 % of the entries (and of those that tie
+        with them), sharing one unit (sparse ascent of Tramèr and Boneh, NeurIPS 2019, arXiv:1904.13000, section 3.3).
         """
         if self.norm == "linf":
             return gradient.sign()
@@ -67,7 +67,8 @@ class ThreatModel:
         flat = gradient.abs().flatten(1)
         kept = max(1, flat.shape[1] // 100)
         floor = per_image(flat.topk(kept, dim=1).values[:, -1], gradient)
-        return torch.where(gradient.abs() >= floor, gradient.sign(), torch.zeros_like(gradient)) / kept
+        signs = torch.where(gradient.abs() >= floor, gradient.sign(), torch.zeros_like(gradient))
+        return signs / per_image(signs.abs().flatten(1).sum(1).clamp(min=1), gradient)
 
     def distance(self, moved: Tensor, origin: Tensor) -> Tensor:
         """Measure how far each image was moved, ``(n,)``, in ``norm``."""

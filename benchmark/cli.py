@@ -135,7 +135,7 @@ def _show_words(parser: ArgumentParser) -> None:
 
 def _add_common(parser: ArgumentParser) -> None:
     changed = "change settings of the suite, such as recipe.epochs=2"
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=changed)
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changed)
     kept = "of trained weights (default: checkpoints)"
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="FOLDER", help=kept)
     _add_data(parser)

@@ -12,7 +12,7 @@ from benchmark.display import Display
 from benchmark.errors import BadInput
 from benchmark.evaluation import RANKING_ONLY, jobs
 from benchmark.experiment import Experiment, plan
-from benchmark.results.evidence import card_path, evidence_folder, failure_path, finished_parts
+from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path, finished_parts
 from benchmark.runner import Outcome, workers
 from benchmark.runner import run as run_tasks
 from benchmark.storage import locked, read_yaml, write_text, write_yaml
@@ -39,7 +39,8 @@ def run(
     """
     suite = _reduced(load(suite_name, changes), methods, seeds)
     experiments = plan(suite)
-    report = output or Path("reports") / suite.name
+    list(jobs(suite.evaluation, ranked=True))  # so that a misspelled attack is told before anything is written
+    report = output or Path("reports") / escaped(suite.name)
     places = Places(checkpoints, report, data_root, download)
     tests = {fold: _test_images(suite, fold, places) for fold in suite.dataset.folds}
     with locked(report):
@@ -118,7 +119,7 @@ def _keep_suite(report: Path, suite: Suite) -> None:
         BadInput: when the folder holds results of a suite that differs in anything but methods, seeds and folds.
     """
     path, now = report / "suite.yaml", suite.as_plain()
-    if path.is_file():
+    if path.is_file() and _holds_results(report):
         before = read_yaml(path)
         key = _first_difference(before, now)
         if key is not None:
@@ -129,6 +130,11 @@ def _keep_suite(report: Path, suite: Suite) -> None:
         now["seeds"] = sorted({*before["seeds"], *now["seeds"]})
         now["dataset"]["folds"] = sorted({*before["dataset"]["folds"], *now["dataset"]["folds"]})
     write_yaml(path, now)
+
+
+def _holds_results(report: Path) -> bool:
+    """Whether anything was trained or measured for the report: a run that was refused or stopped before binds nobody."""
+    return any(any((report / kind).glob("*")) for kind in ("experiments", "evidence"))
 
 
 def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
@@ -151,7 +157,8 @@ def _unfinished(experiment: Experiment, suite: Suite, places: Places, tests: Map
     for checkpoint in settings.checkpoints:
         for job in jobs(settings, ranked=checkpoint == settings.ranked_checkpoint):
             parts = finished_parts(evidence_folder(places.report, experiment.name, checkpoint, *job))
-            if len(parts) < expected_parts(settings, tests[experiment.fold]):
+            # Verdicts without the weights they were measured on are looked at again by a task, which knows the weights.
+            if not trained or len(parts) < expected_parts(settings, tests[experiment.fold]):
                 missing.add(job.attack)
     dear = [name for name in settings.attacks if name in RANKING_ONLY]
     cheap = ["clean", *(name for name in settings.attacks if name not in RANKING_ONLY)]

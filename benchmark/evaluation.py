@@ -134,7 +134,7 @@ def evaluate(
         tell: told (what, batches done, batches in all).
 
     Returns:
-        the columns of :data:`benchmark.results.evidence.SCHEMA`.
+        the columns of :data:`benchmark.results.evidence.SCHEMA`; of parts that lay there already, nothing.
     Raises:
         BadInput: for images, labels or a network that :mod:`attacks.checks` refuses, or an unknown attack.
     """
@@ -260,6 +260,11 @@ def _with_shared_cost(adversarial: Tensor, name: str, passes: Passes) -> Attacke
 
 def _check_moved(threat: ThreatModel, adversarial: Tensor, x: Tensor, job: Job) -> None:
     """Stop if an attack cheated: outside the ball or the range its successes mean nothing."""
+    if adversarial.isnan().any():
+        raise BadInput(
+            f"{job.attack} found a gradient that is no number (NaN), and its images would count as fooled: look for a "
+            "square root, a division or a logarithm at 0 in the network"
+        )
     farthest = threat.distance(adversarial, x).max().item()
     low, high = adversarial.min().item(), adversarial.max().item()
     if farthest > threat.epsilon * (1 + 1e-5) + 1e-6 or low < threat.low or high > threat.high:

@@ -18,13 +18,21 @@ def listing(what: str) -> list[str]:
     if what == "methods":
         rows = [(key, _summary(key)) for key in catalogue.names()]
     elif what == "suites":
-        rows = [(name, suite.load(name).title) for name in suite.names()]
+        rows = [(name, _setting(suite.load(name))) for name in suite.names()]
     elif what == "datasets":
         rows = [(name, data.describe(name).summary) for name in data.names()]
     else:
         rows = [(name, architectures.describe(name)) for name in architectures.names()]
+        rows.append(("torchvision/NAME", "Any torchvision classifier, such as torchvision/resnet18, untrained."))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
+
+
+def _setting(found: suite.Suite) -> str:
+    threat = f"{found.threat.norm} {found.threat.epsilon:.4g}"
+    runs = len(found.methods) * len(found.seeds) * len(found.dataset.folds)
+    size = f"{len(found.methods)} methods, {runs} runs"
+    return f"{found.title}: {found.dataset.name}, {found.network.name}, {threat}, {found.recipe.epochs} epochs, {size}"
 
 
 def _summary(key: str) -> str:

@@ -1,6 +1,7 @@
 """Evaluate a model that somebody trained elsewhere: a builder in a file, weights, and the standard attacks."""
 
 import importlib.util
+import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +15,10 @@ from torch import nn
 from attacks.checks import check_classifier, check_images
 from attacks.threat import Norm, ThreatModel
 from benchmark import architectures
-from benchmark.data import Description, describe, load
+from benchmark.data import Description, Images, describe, load
 from benchmark.errors import BadInput
-from benchmark.evaluation import Tell, evaluate
-from benchmark.results.evidence import card_path, evidence_folder
+from benchmark.evaluation import Tell, evaluate, jobs
+from benchmark.results.evidence import card_path, escaped, evidence_folder
 from benchmark.storage import load_weights, locked, sha256, write_yaml
 from benchmark.suite import Evaluation
 from benchmark.tasks import same_measurement
@@ -44,17 +45,17 @@ def evaluate_file(
     data = describe(dataset)
     network = build(model, data)
     load_into(network, weights)
-    network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device).eval()
     test = load(dataset, data_root, download=download).test
-    probe = test.take(torch.arange(2)).to(next(network.parameters()).device)
-    check_images(probe.pixels(), probe.labels)
-    check_classifier(network, probe.pixels(), probe.labels)
+    _probe(network, test.take(torch.arange(2)).to(device), model)
+    list(jobs(settings, ranked=True))  # so that a misspelled attack is told before anything is written
     name = name or weights.stem
-    report = output or Path("reports") / f"evaluate-{name}"
+    report = output or Path("reports") / escaped(f"evaluate-{name}")
     console = Console(stderr=True)
     with locked(report):
         digest = sha256(weights)
-        same_measurement(report, name, "last", settings, digest)
+        same_measurement(report, name, "last", settings, weights=digest, dataset=dataset, norm=norm)
         _describe_run(report, name, model, network, dataset, norm, settings, digest)
         with _progress(console) as progress:
             evaluate(
@@ -79,6 +80,8 @@ def build(model: str, data: Description) -> nn.Module:
         BadInput: naming file and line where the user's code fails.
     """
     path, colon, builder = model.rpartition(":")
+    if not colon and model.endswith(".py"):
+        raise BadInput(f"--model takes FILE:BUILDER, such as {model}:build, but found {model}")
     if not colon:
         return architectures.build(
             model, classes=data.classes, channels=data.channels, size=data.size, mean=data.mean, std=data.std
@@ -86,7 +89,7 @@ def build(model: str, data: Description) -> nn.Module:
     function = _load_function(Path(path), builder)
     try:
         network = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(
             f"{_place(error, Path(path))}: {builder}() failed with {type(error).__name__}: {error}"
         ) from error
@@ -102,15 +105,33 @@ def _load_function(path: Path, name: str) -> Any:
     if spec is None or spec.loader is None:
         raise BadInput(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # where dataclasses look for the module of a class
+    sys.path.insert(0, str(path.parent.absolute()))  # as Python does for a script: its neighbours can be imported
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise BadInput(f"{path} has no function {name!r}: it has {', '.join(there) or 'none'}")
     return function
+
+
+def _probe(network: nn.Module, images: Images, model: str) -> None:
+    """Run the network on a few images, so that what does not fit is told before hours are spent on it."""
+    check_images(images.pixels(), images.labels)
+    try:
+        check_classifier(network, images.pixels(), images.labels)
+    except BadInput as error:
+        raise BadInput(f"{model}: {error}") from None
+    except Exception as error:
+        path, colon, _ = model.rpartition(":")
+        where = _place(error, Path(path)) if colon else model
+        shape = tuple(images.images.shape)
+        raise BadInput(
+            f"{where}: the network failed on images of shape {shape} with {type(error).__name__}: {error}"
+        ) from error
 
 
 def _place(error: BaseException, path: Path) -> str:

@@ -150,7 +150,8 @@ def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gp
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _end_with_parent()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # counted among those that we were given
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
     import torch
 
     torch.set_num_threads(1)

@@ -24,9 +24,9 @@ def atomically(path: Path) -> Iterator[Path]:
     Raises:
         BadInput: when the disk is full, naming the file; what stood at ``path`` before still stands there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -101,11 +101,10 @@ def sha256(path: Path) -> str:
 
 def save_weights(path: Path, weights: "dict[str, Tensor]") -> str:
     """Write weights as safetensors and give the file's SHA-256."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    with atomically(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, temporary)
-    return sha256(path)
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    return sha256(write_bytes(path, save(plain)))  # not save_file, whose error does not tell that the disk is full
 
 
 def load_weights(path: Path) -> "dict[str, Tensor]":
@@ -128,15 +127,27 @@ def load_weights(path: Path) -> "dict[str, Tensor]":
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, _unpickling_error()) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "Weights only load failed" in str(error):  # nothing in the file was executed
+            raise BadInput(
+                f"{path} holds Python objects, not only tensors, or is no PyTorch file at all: "
+                "save the state dict alone, torch.save(network.state_dict(), path)"
+            ) from None
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise BadInput(f"{path} is no readable weights file, it may be truncated ({reason}): copy it again") from None
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise BadInput(f"{path} holds a state dict, names to tensors, but found {type(weights).__name__}")
+        raise BadInput(f"a weights file holds a state dict, names to tensors, but {path} holds {_content(weights)}")
     if weights and all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
     return weights
+
+
+def _content(found: Any) -> str:
+    if not isinstance(found, dict):
+        return f"a {type(found).__name__}"
+    name, value = next((name, value) for name, value in found.items() if not hasattr(value, "shape"))
+    return f"a {type(value).__name__} under {str(name)!r}"
 
 
 def _unpickling_error() -> type[Exception]:

@@ -149,10 +149,13 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
     if stray is not None:
         near = difflib.get_close_matches(str(stray), Suite.__dataclass_fields__, n=1)
         raise BadInput(f"{path}: there is no key {stray!r}" + (f": did you mean {near[0]}?" if near else ""))
+    for section in ("dataset", "network", "threat", "recipe", "evaluation"):  # the parser takes a word for a file
+        if not isinstance(values.get(section, {}), dict):
+            raise BadInput(f"{path}: {section} holds keys and their values, but found {values[section]!r}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Suite)
     try:
-        if isinstance(values.get("threat"), dict) and "epsilon" in values["threat"]:
+        if "epsilon" in values.get("threat", {}):
             values["threat"] |= {"epsilon": fraction(values["threat"]["epsilon"], "threat.epsilon")}
         suite = Suite(**dict(parser.instantiate(parser.parse_object(values))))
     except BadInput as error:

@@ -51,12 +51,21 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
             card = train(task.experiment, folder, data_root=places.data_root, download=places.download, tell=tell)
         write_yaml(card_path(places.report, task.experiment.name), card)
         failure_path(places.report, task.experiment.name).unlink(missing_ok=True)
+        (folder / "failure.txt").unlink(missing_ok=True)
         return
     experiment, card = task.experiment, read_yaml(folder / CARD)
     test = load(experiment.dataset.name, places.data_root, fold=experiment.fold).test
     for checkpoint in settings.checkpoints:
         network = restore(experiment, folder / f"{checkpoint}.safetensors", card["weights"][checkpoint]["sha256"])
-        same_measurement(places.report, experiment.name, checkpoint, settings, card["weights"][checkpoint]["sha256"])
+        same_measurement(
+            places.report,
+            experiment.name,
+            checkpoint,
+            settings,
+            weights=card["weights"][checkpoint]["sha256"],
+            dataset=experiment.dataset.name,
+            norm=experiment.threat.norm,
+        )
         evaluate(
             network,
             test,
@@ -93,13 +102,23 @@ def restore(experiment: Experiment, path: Path, expected: str) -> nn.Module:
     return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def same_measurement(report: Path, experiment: str, checkpoint: str, settings: Evaluation, weights: str) -> None:
-    """Make sure that verdicts already there were measured on these weights in this way, and note both.
+def same_measurement(
+    report: Path,
+    experiment: str,
+    checkpoint: str,
+    settings: Evaluation,
+    *,
+    weights: str,
+    dataset: str,
+    norm: str,
+) -> None:
+    """Make sure that verdicts already there were measured on these weights and images in this way, and note it.
 
     Raises:
         BadInput: naming what differs. Verdicts of two ways of measuring are never mixed in one table.
     """
-    way = {key: value for key, value in asdict(settings).items() if key in _WAY} | {"weights": weights}
+    way = {key: value for key, value in asdict(settings).items() if key in _WAY}
+    way |= {"norm": norm, "dataset": dataset, "weights": weights}
     path = evidence_folder(report, experiment, checkpoint, "clean", 0.0).parent / "measurement.yaml"
     if not path.is_file():
         write_yaml(path, way)
