@@ -81,7 +81,9 @@ def autoattack(
     check_images(x, y)
     if x.dtype != torch.float32:
         raise BadInput(f"AutoAttack works in torch.float32, but the images are {x.dtype}: use x.float()")
-    devices = [x.device] if x.is_cuda else []
+    # The package seeds the current CUDA device, even where it attacks on another one or on the CPU.
+    touched = {torch.cuda.current_device(), x.device.index} if torch.cuda.is_initialized() else set()
+    devices = [device for device in touched if device is not None]
     with (
         torch.random.fork_rng(devices=devices),
         _kept_log() as log,
@@ -98,6 +100,7 @@ def autoattack(
         attack.fab.n_target_classes = min(attack.fab.n_target_classes, targets)
         attack.apgd_targeted.n_target_classes = min(attack.apgd_targeted.n_target_classes, targets)
         watch = _Watch(network, x, y, passes, batch_size, progress)
+        attack.get_logits = watch.logits
         for stage, part in zip(STAGES, (attack.apgd, attack.apgd_targeted, attack.fab, attack.square), strict=True):
             watch.follow(stage, part)
         adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
@@ -117,13 +120,40 @@ class _Watch:
         progress: Callable[[str, int], None] | None,
     ) -> None:
         self.network, self.x, self.y, self.passes = network, x, y, passes
-        self.progress = progress
-        with torch.no_grad():  # in the package's own batches, so that both see the same clean predictions
-            predictions = torch.cat([network(part).argmax(1) for part in x.split(batch_size)])
-        self.by = ["" if right else "clean" for right in (predictions == y).tolist()]
-        self.survivors = {"clean": self.by.count("")}
+        self.batch_size, self.progress = batch_size, progress
         self.forward, self.backward = torch.ones(len(x)), torch.zeros(len(x))
-        self.batch_size = batch_size
+        self.by: list[str] = []
+        self.survivors: dict[str, int] = {}
+        self.clean: list[Tensor] = []
+        self.attacked: tuple[str, list[int]] | None = None
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Answer the package's own questions, so that both see the same verdicts even where a network is random.
+
+        It asks about the clean images, in batches and in order, before the first attack, and then after each attack of
+        a batch about the images that came out.
+        """
+        logits: Tensor = self.network(x)
+        predictions = logits.max(dim=1)[1]
+        if self.attacked is None:
+            self.clean.append(predictions)
+            return logits
+        stage, rows = self.attacked
+        self.attacked = None
+        fooled = predictions != self.y[rows]
+        for row in torch.tensor(rows)[fooled.cpu()].tolist():
+            self.by[row] = stage
+        self.survivors[stage] = self.by.count("")
+        if self.progress is not None:
+            self.progress(stage, self.survivors[stage])
+        return logits
+
+    def _note_clean(self) -> None:
+        if not self.by:
+            batches = -(-len(self.x) // self.batch_size)
+            predictions = torch.cat(self.clean[-batches:])  # before them it asked about the first batch, for its checks
+            self.by = ["" if right else "clean" for right in (predictions == self.y).tolist()]
+            self.survivors["clean"] = self.by.count("")
 
     def follow(self, stage: str, part: Any) -> None:
         """Put a note-taker around ``part.perturb``; the package gives it the survivors in ascending order."""
@@ -132,6 +162,7 @@ class _Watch:
 
         def noted(x: Tensor, y: Tensor) -> Tensor:
             nonlocal queue
+            self._note_clean()
             if queue is None:
                 queue = [i for i, by in enumerate(self.by) if by == ""]
             rows, queue = queue[: self.batch_size], queue[self.batch_size :]
@@ -141,18 +172,13 @@ class _Watch:
             adversarial: Tensor = perturb(x, y)
             self.forward[rows] += (self.passes.forward - before.forward) / len(rows)
             self.backward[rows] += (self.passes.backward - before.backward) / len(rows)
-            with torch.no_grad():
-                fooled = self.network(adversarial).argmax(1) != y
-            for row in torch.tensor(rows)[fooled.cpu()].tolist():
-                self.by[row] = stage
-            self.survivors[stage] = self.by.count("")
-            if self.progress is not None:
-                self.progress(stage, self.survivors[stage])
+            self.attacked = (stage, rows)
             return adversarial
 
         part.perturb = noted
 
     def result(self, adversarial: Tensor, log: list[str]) -> AutoAttackResult:
+        self._note_clean()
         left = self.survivors["clean"]
         for stage in STAGES:  # an attack that had nobody left to attack reports that nobody is left
             left = self.survivors[stage] = self.survivors.get(stage, left)

@@ -42,6 +42,9 @@ def main(words: list[str] | None = None) -> NoReturn:
     except BadInput as error:
         print(f"atbench: {error}", file=sys.stderr)
         code = 2
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        print(f"atbench: {error.filename}: {error.strerror}", file=sys.stderr)
+        code = 2
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()
         code = 0

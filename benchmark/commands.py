@@ -1,5 +1,6 @@
 """What the commands do, once their words are understood: run, train, evaluate."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def run(
         tasks = [task for experiment in experiments for task in _unfinished(experiment, suite, places, tests)]
         console = Console(stderr=True)
         if not tasks:
-            console.print(f"everything in {suite.name} is finished already", highlight=False)
+            console.out(f"everything in {suite.name} is finished already", highlight=False)
         with Display(suite.name, len(tasks), console) as display:
             outcomes = run_tasks(tasks, places, suite.evaluation, processes=processes or workers(), watcher=display)
         _keep_failures(outcomes, places)
@@ -84,7 +85,7 @@ def train(
     if not any(outcome.error for outcome in outcomes.values()):
         for name, kept in read_yaml(folder / CARD)["weights"].items():
             score = ", ".join(f"{key.replace('_', ' ')} {kept[key]:.3f}" for key in kept if key.startswith("held_out"))
-            console.print(f"{folder / name}.safetensors  epoch {kept['epoch']}  {score}", highlight=False)
+            console.out(f"{folder / name}.safetensors  epoch {kept['epoch']}  {score}", highlight=False)
     return _exit_code(outcomes, console, folder)
 
 
@@ -179,7 +180,8 @@ def _keep_failures(outcomes: Mapping[Task, Outcome], places: Places) -> None:
         if outcome.error:
             name = task.experiment.name
             write_text(failure_path(places.report, name), outcome.trace)
-            write_text(places.checkpoints / name / "failure.txt", outcome.trace)
+            with contextlib.suppress(OSError, BadInput):  # that folder may be what failed
+                write_text(places.checkpoints / name / "failure.txt", outcome.trace)
             error = f"{', '.join(task.attacks)}: {outcome.error}" if task.attacks else outcome.error
             write_yaml(card_path(places.report, name), failed_card(task.experiment, error))
 
@@ -188,14 +190,14 @@ def _report(folder: Path, console: Console) -> None:
     from benchmark.report import build
 
     build(folder)
-    console.print(f"report: {folder / 'index.html'}", highlight=False)
+    console.out(f"report: {folder / 'index.html'}", highlight=False)
 
 
 def _exit_code(outcomes: Mapping[Task, Outcome], console: Console, folder: Path) -> int:
     bad = {task: outcome for task, outcome in outcomes.items() if outcome.error}
     for task, outcome in bad.items():
-        console.print(f"failed: {task.label}: {outcome.error}", markup=False, highlight=False)
+        console.out(f"failed: {task.label}: {outcome.error}", highlight=False)
     if not bad:
         return 0
-    console.print(f"tracebacks are under {folder}; the same command tries again what failed", highlight=False)
+    console.out(f"tracebacks are under {folder}; the same command tries again what failed", highlight=False)
     return 2 if all(outcome.bad_input for outcome in bad.values()) else 1

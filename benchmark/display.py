@@ -64,4 +64,4 @@ class Display(Watcher):
         self.finished += 1
         self.progress.update(self.whole, completed=self.finished + sum(self.fractions.values()))
         word = f"FAILED: {outcome.error}" if outcome.error else f"done in {seconds:.0f} s"
-        self.console.print(f"[{self.finished}/{self.tasks}] {task.label}: {word}", markup=False, highlight=False)
+        self.console.out(f"[{self.finished}/{self.tasks}] {task.label}: {word}", highlight=False)

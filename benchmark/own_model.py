@@ -69,7 +69,7 @@ def evaluate_file(
         from benchmark.report import build as build_report
 
         build_report(report)
-    console.print(f"report: {report / 'index.html'}", highlight=False)
+    console.out(f"report: {report / 'index.html'}", highlight=False)
     return 0
 
 

@@ -64,6 +64,12 @@ def devices() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def visible(gpu: int) -> str:
+    """Name the GPU with this number among those that we were given, as ``CUDA_VISIBLE_DEVICES`` names it."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",")[gpu] if given else str(gpu)
+
+
 def run(
     tasks: Sequence[Task], places: Places, settings: Evaluation, *, processes: int, watcher: Watcher = Watcher()
 ) -> dict[Task, Outcome]:
@@ -150,8 +156,7 @@ def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gp
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _end_with_parent()
     if gpu is not None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # counted among those that we were given
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible(gpu)
     import torch
 
     torch.set_num_threads(1)

@@ -41,7 +41,7 @@ def train(
 
     Raises:
         BadInput: for missing data, or a ``resume.ckpt`` that cannot be read.
-        FloatingPointError: when the loss stops being a number.
+        FloatingPointError: when the loss, or a weight at the end, is no number.
     """
     if (folder / CARD).is_file():
         return read_yaml(folder / CARD)
@@ -120,6 +120,11 @@ def _finish(
     experiment: Experiment, folder: Path, method: AdversarialTraining, best: KeepBest, cost: "Cost", images: int
 ) -> dict[str, Any]:
     last = method.classifier().state_dict()
+    if not all(torch.isfinite(value).all() for value in last.values()):
+        raise FloatingPointError(  # the loss cannot tell of the last step, which nothing was trained after
+            f"the weights hold NaN or infinity at the end of the training: lower recipe.learning_rate "
+            f"({experiment.recipe.learning_rate:g}) or set recipe.gradient_clip"
+        )
     kept: dict[str, dict[str, Any]] = {
         "last": {"sha256": save_weights(folder / "last.safetensors", last), "epoch": method.last_epoch},
         "best": {"sha256": save_weights(folder / "best.safetensors", best.weights or last), "epoch": best.epoch},

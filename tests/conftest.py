@@ -1,6 +1,7 @@
 """What every test runs under, and a small network that several of them attack."""
 
 import copy
+import signal
 
 import pytest
 import torch
@@ -29,3 +30,22 @@ def digits_network(_trained):
     """A network trained for two seconds without a defence (97 % clean, some 60 % at 0.1), and 400 test images."""
     network, images = _trained
     return copy.deepcopy(network), images
+
+
+@pytest.fixture
+def atbench(monkeypatch):
+    """Give words to ``atbench`` in this process and get its exit code; figures are left out, they take five seconds."""
+    from benchmark import cli
+
+    monkeypatch.setattr("benchmark.report.folder.FIGURES", ())
+
+    def run(*words):
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main([str(word) for word in words])
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return ended.value.code
+
+    return run

@@ -49,8 +49,9 @@ def test_flags_and_gradients_are_as_before_even_after_an_exception():
     network[0].weight.requires_grad_(False)
     network[5].weight.grad = torch.ones_like(network[5].weight)
     found = [parameter.requires_grad for parameter in network.parameters()]
-    with pytest.raises(Stop), without_parameter_gradients(network):
+    with without_parameter_gradients(network):
         assert not any(parameter.requires_grad for parameter in network.parameters())
+    with pytest.raises(Stop), without_parameter_gradients(network):
         raise Stop
     assert [parameter.requires_grad for parameter in network.parameters()] == found
     assert torch.equal(network[5].weight.grad, torch.ones_like(network[5].weight))

@@ -60,7 +60,7 @@ def test_dlr_of_right_predictions_lies_between_minus_one_and_zero():
 
 
 def test_dlr_with_two_classes_is_refused_in_one_sentence():
-    with pytest.raises(BadInput, match="^the DLR objective needs at least 3 classes, but found 2 logits$"):
+    with pytest.raises(BadInput, match=r"^the DLR objective needs at least 3 classes, but found 2 logits$"):
         dlr_with(torch.tensor([0]))(torch.zeros(1, 2))
 
 

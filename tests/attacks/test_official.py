@@ -23,6 +23,7 @@ class Brief(pyautoattack.AutoAttack):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
+        self.apgd.n_iter_orig = self.apgd_targeted.n_iter_orig = 10
         self.square.n_queries = 30
 
 
@@ -155,12 +156,12 @@ def test_nothing_of_the_callers_is_changed(brief):
     flags = [parameter.requires_grad for parameter in network.parameters()]
     state = {name: value.clone() for name, value in network.state_dict().items()}
     x_before, y_before = x.clone(), y.clone()
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002 - the state that others may depend on
 
     result = autoattack(network, x, y, LINF, seed=0)
 
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert (np.random.get_state()[1] == states[1]).all()
+    assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002 - the state that others may depend on
     assert random.getstate() == states[2]
     assert [parameter.requires_grad for parameter in network.parameters()] == flags
     assert torch.equal(network[5].weight.grad, torch.ones_like(network[5].weight))
@@ -291,7 +292,7 @@ def test_nan_logits_of_a_later_batch_are_refused_too():
     spoiled = Returning(lambda x: torch.where(x[:, :1, 0, 0] == 0, torch.nan, network(x))).eval()
     x = images(9)
     x[8, 0, 0, 0] = 0
-    with pytest.raises(BadInput, match="^logits are finite numbers, but found NaN or infinity for 1 of 1 images$"):
+    with pytest.raises(BadInput, match=r"^logits are finite numbers, but found NaN or infinity for 1 of 1 images$"):
         autoattack(spoiled, x, torch.zeros(9, dtype=torch.long), LINF, seed=0, batch_size=4)
 
 

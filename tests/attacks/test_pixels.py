@@ -62,10 +62,10 @@ def test_a_bad_number_is_refused_naming_its_setting(written):
     )
 
 
-@pytest.mark.parametrize("written", ["epsilon4", "epsilon/0", "1/0 epsilon", "-epsilon", "epsilon*2", "epsilon epsilon"])
+@pytest.mark.parametrize(
+    "written", ["epsilon4", "epsilon/0", "1/0 epsilon", "-epsilon", "epsilon*2", "epsilon epsilon"]
+)
 def test_a_bad_multiple_of_epsilon_is_refused_naming_its_setting(written):
     with pytest.raises(BadInput) as refusal:
         Pixels.read(written, "inner.scale")
-    assert (
-        str(refusal.value) == f"inner.scale is written like 8/255, epsilon/4 or 1.25 epsilon, but found {written!r}"
-    )
+    assert str(refusal.value) == f"inner.scale is written like 8/255, epsilon/4 or 1.25 epsilon, but found {written!r}"

@@ -84,10 +84,10 @@ def test_normal_is_the_same_draw_bent():
 
 @draws
 def test_the_callers_random_states_are_left_alone(draw):
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002 - the state that others may depend on
     draw(like(2), [0, 1], 1)
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert (np.random.get_state()[1] == states[1]).all()
+    assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002 - the state that others may depend on
     assert random.getstate() == states[2]
 
 

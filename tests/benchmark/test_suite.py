@@ -195,7 +195,12 @@ def test_a_misspelt_suite_is_told_what_comes_nearest(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("", "key: value pairs"), ("- a\n", "key: value pairs"), ("name: [a\n", "line 2"), ("methods: {natural: }\n", "name")],
+    [
+        ("", "key: value pairs"),
+        ("- a\n", "key: value pairs"),
+        ("name: [a\n", "line 2"),
+        ("methods: {natural: }\n", "name"),
+    ],
 )
 def test_a_file_that_is_no_suite_is_named(text, says, tmp_path):
     path = write(tmp_path, text)

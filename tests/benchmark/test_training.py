@@ -1,0 +1,220 @@
+"""Training one experiment: what it leaves, what it costs, and that an interruption changes nothing."""
+
+import pytest
+import torch
+import yaml
+
+from attacks import BadInput
+from attacks.modes import in_mode
+from benchmark import suite
+from benchmark.data import load
+from benchmark.experiment import plan
+from benchmark.storage import load_weights, sha256
+from benchmark.tasks import restore
+from benchmark.training import CARD, RESUME, train
+from methods import catalogue
+from methods.selection import held_out_verdicts
+
+SMALL = {"recipe.epochs": 3, "dataset.train_images": 96, "dataset.validation_images": 30, "inner_steps": 2}
+every_method = pytest.mark.parametrize("name", catalogue.names())
+
+
+def experiment(name, own=None, **changes):
+    changed = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    return plan(suite.load("quickstart", changed | {"methods": {name: own}}))[0]
+
+
+def splits(of):
+    chosen = of.dataset
+    return load("digits", train_images=chosen.train_images, validation_images=chosen.validation_images)
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+def interrupted_train(of, folder, after):
+    def tell(what, done, total):
+        assert (what, total) == ("training", of.recipe.epochs)
+        if done == after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(of, folder, tell=tell)
+
+
+def hashes(card):
+    return {name: kept["sha256"] for name, kept in card["weights"].items()}
+
+
+def without_seconds(card):
+    return {key: value for key, value in card.items() if "seconds" not in key}
+
+
+@every_method
+def test_a_training_interrupted_after_every_epoch_ends_with_the_same_bytes(name, tmp_path):
+    of = experiment(name)
+    undisturbed = train(of, tmp_path / "undisturbed")
+    for after in (1, 2, 3):  # after 3 nothing is left but to save the weights
+        interrupted_train(of, tmp_path / "broken", after)
+        assert not (tmp_path / "broken" / CARD).exists()
+    resumed = train(of, tmp_path / "broken")
+    assert without_seconds(resumed) == without_seconds(undisturbed)
+    for file, digest in hashes(resumed).items():
+        assert sha256(tmp_path / "broken" / f"{file}.safetensors") == digest
+        assert sha256(tmp_path / "undisturbed" / f"{file}.safetensors") == digest
+
+
+@pytest.mark.parametrize("average", ["ema", "swa"])
+def test_averaged_weights_survive_an_interruption(average, tmp_path):
+    of = experiment("fast_at", recipe__average=average, recipe__epochs=2, own={"start": "previous"})
+    undisturbed = train(of, tmp_path / "undisturbed")
+    interrupted_train(of, tmp_path / "broken", 1)
+    assert hashes(train(of, tmp_path / "broken")) == hashes(undisturbed)
+    assert hashes(undisturbed) != hashes(train(experiment("fast_at", recipe__epochs=2), tmp_path / "plain"))
+
+
+def test_an_interruption_within_an_epoch_costs_that_epoch_only(tmp_path, monkeypatch):
+    from methods.origins.pgd_at import PGDAT
+
+    of, steps = experiment("pgd_at"), []
+    undisturbed = train(of, tmp_path / "undisturbed")
+    loss = PGDAT.training_loss
+
+    def counted(self, batch):
+        steps.append(self.current_epoch)
+        if len(steps) == 4:
+            raise Interrupted
+        return loss(self, batch)
+
+    monkeypatch.setattr(PGDAT, "training_loss", counted)
+    with pytest.raises(Interrupted):
+        train(of, tmp_path / "broken")
+    assert steps == [0, 0, 1, 1]  # two batches of 64 and 32 an epoch
+    assert hashes(train(of, tmp_path / "broken")) == hashes(undisturbed)
+    assert steps == [0, 0, 1, 1, 1, 1, 2, 2]
+
+
+# Forward passes per image and epoch with two inner steps: the attack's, and those of the loss.
+COSTS = {"natural": (1, 1), "pgd_at": (3, 3), "trades": (5, 4), "mart": (4, 4), "fast_at": (2, 2)}
+
+
+@every_method
+def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
+    of = experiment(name)
+    card = train(of, tmp_path)
+    assert yaml.safe_load((tmp_path / CARD).read_text()) == card
+    assert (card["experiment"], card["method"], card["status"], card["seed"]) == (of.name, name, "done", 0)
+    assert card["category"] == catalogue.get(name).card.category
+    assert card["identity"]["recipe"]["epochs"] == 3
+    assert card["training_images"] == 96
+    assert card["parameters"] == sum(value.numel() for value in of.build_network().parameters())
+    forward, backward = COSTS[name]
+    assert (card["forward_passes"], card["backward_passes"]) == (3 * forward, 3 * backward)
+    held_out = 3 * 30 / 96  # images held out for each image trained on, in three epochs
+    selection = (1, 0) if name == "natural" else (1 + 2 * 11, 2 * 10)
+    assert (card["selection_forward_passes"], card["selection_backward_passes"]) == pytest.approx(
+        (held_out * selection[0], held_out * selection[1])
+    )
+    assert card["seconds"] > 0
+    assert {"atbench", "torch", "pyautoattack"} <= card["versions"].keys()
+    assert [line["epoch"] for line in card["history"]] == [0, 1, 2]
+    for file, kept in card["weights"].items():
+        assert sha256(tmp_path / f"{file}.safetensors") == kept["sha256"]
+    assert not (tmp_path / RESUME).exists()
+
+
+def test_pgd_at_of_the_common_suite_costs_eight_passes_each_way_an_epoch(tmp_path):
+    card = train(experiment("pgd_at", inner_steps=7, recipe__epochs=1), tmp_path)
+    assert (card["forward_passes"], card["backward_passes"]) == (8, 8)
+
+
+@pytest.mark.parametrize("name", ["natural", "trades"])
+def test_the_best_weights_have_the_score_that_the_card_gives_them(name, tmp_path):
+    of = experiment(name, recipe__epochs=4, recipe__learning_rate=0.3)
+    card = train(of, tmp_path)
+    held_out = splits(of).validation
+    for file, kept in card["weights"].items():
+        network = restore(of, tmp_path / f"{file}.safetensors", kept["sha256"]).cpu()
+        x, y = held_out.pixels(), held_out.labels
+        if name == "natural":
+            with torch.no_grad():
+                clean = robust = network(x).argmax(1) == y
+        else:
+            with in_mode(network, "eval"):
+                clean, robust = held_out_verdicts(network, x, y, held_out.index, of.threat, seed=of.seed)
+        assert robust.sum().item() / len(y) == kept["held_out_robust"]
+        line = card["history"][kept["epoch"]]
+        assert (robust.sum().item() / len(y), clean.sum().item() / len(y)) == (
+            line["held_out_robust"],
+            line["held_out_clean"],
+        )
+    scores = [(line["held_out_robust"], line["held_out_clean"], line["epoch"]) for line in card["history"]]
+    assert max(scores)[2] == card["weights"]["best"]["epoch"]
+    assert card["weights"]["last"]["overfitting_gap"] == max(scores)[0] - scores[-1][0]
+
+
+def test_the_networks_first_weights_follow_from_the_seed_alone():
+    first = experiment("natural").build_network().state_dict()
+    torch.manual_seed(99)
+    same = experiment("mart", recipe__learning_rate=0.5).build_network().state_dict()
+    assert all(torch.equal(value, same[key]) for key, value in first.items())
+    other = experiment("natural", seeds=[1]).build_network().state_dict()
+    assert not all(torch.equal(value, other[key]) for key, value in first.items())
+
+
+def test_a_finished_experiment_is_only_read(tmp_path):
+    of = experiment("natural", recipe__epochs=1)
+    card = train(of, tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert train(of, tmp_path, tell=lambda *_: pytest.fail("it was trained again")) == card
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_named_with_the_mend(kept, tmp_path):
+    of = experiment("natural")
+    interrupted_train(of, tmp_path, 1)
+    path = tmp_path / RESUME
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else kept])
+    with pytest.raises(BadInput) as caught:
+        train(of, tmp_path)
+    assert str(path) in str(caught.value)
+    assert "delete it" in str(caught.value)
+    path.unlink()
+    train(of, tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_spoils_no_checkpoint(tmp_path):
+    of = experiment("pgd_at", recipe__learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=r"lower recipe.learning_rate \(1e\+30\)"):
+        train(of, tmp_path)
+    assert not (tmp_path / CARD).exists()
+    with pytest.raises(FloatingPointError):  # and it ends the same way the next time
+        train(of, tmp_path)
+
+
+def test_weights_that_the_very_last_step_broke_are_not_saved(tmp_path):
+    of = experiment("trades", own={"beta": 1e38}, recipe__epochs=1, dataset__train_images=64)  # a single step
+    with pytest.raises(FloatingPointError, match="the weights hold NaN or infinity"):
+        train(of, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert not (tmp_path / CARD).exists()
+
+
+def test_weights_are_refused_that_are_not_the_ones_of_the_card(tmp_path):
+    of = experiment("natural", recipe__epochs=1)
+    card = train(of, tmp_path)
+    path = tmp_path / "last.safetensors"
+    assert restore(of, path, card["weights"]["last"]["sha256"]).training is False
+    with pytest.raises(BadInput, match="is not the file that its card names"):
+        restore(of, path, "0" * 64)
+    assert load_weights(path).keys() == of.build_network().state_dict().keys()
+
+
+def test_training_leaves_the_random_state_of_other_networks_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    experiment("natural").build_network()
+    assert torch.equal(torch.get_rng_state(), before)
