@@ -134,7 +134,7 @@ def _keep_suite(report: Path, suite: Suite) -> None:
 
 
 def _holds_results(report: Path) -> bool:
-    """Whether anything was trained or measured for the report: a run that was refused or stopped before binds nobody."""
+    """Whether anything was trained or measured for the report: a run refused or stopped before that binds nobody."""
     return any(any((report / kind).glob("*")) for kind in ("experiments", "evidence"))
 
 
