@@ -18,6 +18,7 @@ from attacks.randomness import key
 from attacks.threat import ThreatModel
 from methods.draws import Draws
 from methods.inner import Inner
+from methods.per_image import PerImage
 from methods.recipe import Recipe
 from methods.selection import Score, held_out_verdicts
 
@@ -178,6 +179,12 @@ class AdversarialTraining(pl.LightningModule):
         """Remember a number of this step; the mean over the epoch goes into :attr:`history`."""
         self._notes[name].append(value.detach().mean())
 
+    def remember(self, memory: PerImage, index: Tensor, values: Tensor) -> None:
+        """Write ``values`` ``(n,)`` of the images ``index`` ``(n,)`` into ``memory``, on every device those of all."""
+        if self._trainer is not None and self.trainer.world_size > 1:
+            index, values = (self.all_gather(part).flatten() for part in (index, values.detach()))  # type: ignore[union-attr]
+        memory.store(index, values)
+
     # The training step and its trace
 
     def trace_step(self, batch: Any) -> StepTrace:
@@ -304,12 +311,18 @@ class AdversarialTraining(pl.LightningModule):
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history with the weights; weights whose loss is not a number replace no checkpoint."""
+        """Keep history and per-image values with the weights; weights whose loss is no number replace no checkpoint."""
         checkpoint["history"] = self._history_so_far()
+        checkpoint["per_image"] = {name: memory.table for name, memory in self._memories().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the history up again."""
+        """Take them up again."""
         self.history = checkpoint.get("history", [])
+        for name, memory in self._memories().items():
+            memory.table = checkpoint["per_image"][name]
+
+    def _memories(self) -> dict[str, PerImage]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, PerImage)}
 
 
 def _averaged(network: nn.Module, recipe: Recipe) -> AveragedModel | None:

@@ -1,0 +1,43 @@
+"""One value per training image, remembered by sample index between epochs: a radius, a pseudo-label."""
+
+import torch
+from torch import Tensor
+
+
+class PerImage:
+    """A table over sample indices that grows as images turn up; every image starts at ``initial``.
+
+    A method keeps one as a plain attribute. The base saves it with the checkpoint (:attr:`table`), and because it is no
+    buffer, DDP's broadcast of rank 0's buffers passes it by. Write to it through
+    :meth:`methods.base.AdversarialTraining.remember`, which gathers what all ranks found, so that they agree.
+
+    Args:
+        initial: its type decides the table's: int64 for an ``int``, float64 for a ``float``.
+    """
+
+    def __init__(self, initial: int | float) -> None:
+        self.initial = initial
+        self.table = torch.empty(0, dtype=torch.int64 if isinstance(initial, int) else torch.float64)
+
+    def of(self, index: Tensor) -> Tensor:
+        """Give the values ``(n,)`` of the images numbered ``index`` ``(n,)``, int64, on its device."""
+        self._make_room(index)
+        return self.table[index]
+
+    def store(self, index: Tensor, values: Tensor) -> None:
+        """Write ``values`` ``(n,)`` for the images ``index`` ``(n,)``; of a repeated index the FIRST occurrence counts.
+
+        An epoch that is dealt out to several devices repeats some images to fill the last batch (protocol.md).
+        """
+        self._make_room(index)
+        order = index.argsort(stable=True)
+        again = torch.zeros_like(order, dtype=torch.bool)
+        again[1:] = index[order][1:] == index[order][:-1]
+        first = order[~again]
+        self.table[index[first]] = values[first].detach().to(self.table)
+
+    def _make_room(self, index: Tensor) -> None:
+        self.table = self.table.to(index.device)
+        missing = int(index.max()) + 1 - len(self.table) if len(index) else 0
+        if missing > 0:
+            self.table = torch.cat([self.table, self.table.new_full((missing,), self.initial)])
