@@ -181,6 +181,15 @@ def test_images_are_exactly_those_of_torchvision(real):
         assert label == expected
 
 
+def test_mnist_is_exactly_that_of_torchvision(real):
+    from torchvision.datasets import MNIST
+
+    splits = load("mnist", real)
+    for part, reference in ((splits.train, MNIST(real, train=True)), (splits.test, MNIST(real, train=False))):
+        assert torch.equal(part.images, reference.data[part.index, None])
+        assert torch.equal(part.labels, reference.targets[part.index])
+
+
 def test_a_truncated_file_is_damaged_and_an_absent_one_missing(real, tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     shutil.copytree(real / "MNIST" / "raw", folder)
