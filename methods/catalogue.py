@@ -14,6 +14,8 @@ _HOMES = [
     "origins.pgd_at:PGDAT",
     "regularization.trades:TRADES",
     "regularization.mart:MART",
+    "adaptive_epsilon.iaat:IAAT",
+    "efficient.free_at:FreeAT",
     "efficient.fast_at:FastAT",
 ]
 

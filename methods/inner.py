@@ -85,9 +85,21 @@ class Inner:
         return self.climb(network, x, y, objective, threat, start=self.begin(x, threat, draws))
 
     def climb(
-        self, network: nn.Module, x: Tensor, y: Tensor, objective: Objective, threat: ThreatModel, *, start: Tensor
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        objective: Objective,
+        threat: ThreatModel,
+        *,
+        start: Tensor,
+        radius: Tensor | None = None,
+        step_size: Tensor | None = None,
     ) -> Tensor:
-        """Attack as :meth:`maximise` does, from a ``start`` that the method made itself."""
+        """Attack as :meth:`maximise` does, from a ``start`` that the method made itself.
+
+        ``radius`` and ``step_size`` ``(n,)`` give each image its own, in pixel units.
+        """
         with self.conditions(network, x):
             attacked = pgd(
                 network,
@@ -96,7 +108,8 @@ class Inner:
                 threat,
                 start=start,
                 steps=self.steps,
-                step_size=Pixels.read(self.step_size).at(threat.epsilon),
+                step_size=Pixels.read(self.step_size).at(threat.epsilon) if step_size is None else step_size,
+                radius=radius,
                 keep=self.keep,
                 until=None if self.patience is None else lambda logits: logits.argmax(1) != y,
                 patience=1 if self.patience is None else self.patience,
