@@ -33,7 +33,7 @@ class ImageData(pl.LightningDataModule):
         check(splits)
         self.splits = splits
         self.batch_size, self.seed = batch_size, seed
-        self.augments = augment and splits.description.augmentation == "crop4+flip"
+        self.augments = augment and splits.description.augmentation != "none"
         self._device = torch.device("cpu")
         self._sampler: EpochSampler | None = None
         self._moves: tuple[int, Moves] | None = None  # an epoch and what was drawn for it
@@ -71,7 +71,8 @@ class ImageData(pl.LightningDataModule):
     def _epoch_moves(self, epoch: int) -> Moves:
         if self._moves is None or self._moves[0] != epoch:
             images = int(self.splits.train.index.max()) + 1
-            self._moves = epoch, draw_moves(images, seed=self.seed, epoch=epoch, device=self._device)
+            flips = self.splits.description.flips
+            self._moves = epoch, draw_moves(images, seed=self.seed, epoch=epoch, flips=flips, device=self._device)
         return self._moves[1]
 
     def _loader(self, images: Images, **settings: Any) -> DataLoader[Batch]:
