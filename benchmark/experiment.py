@@ -63,8 +63,12 @@ class Experiment:
         return f"{self.method}-{self.dataset.name}{fold}-s{self.seed}-{digest}"
 
     def build_network(self) -> nn.Module:
-        """Make the untrained network; its weights follow from the seed alone, the same for every method."""
-        return build_network(self.network, describe(self.dataset.name), self.seed)
+        """Make the untrained network, as the method composes it; weights follow from seed and member alone."""
+        data = describe(self.dataset.name)
+        settings = _parse(self.method, self.settings)
+        return catalogue.get(self.method).compose(
+            lambda member: build_network(self.network, data, self.seed, member), **settings
+        )
 
     def build_method(self, network: nn.Module) -> AdversarialTraining:
         """Put the method around ``network``."""
@@ -72,14 +76,17 @@ class Experiment:
         return catalogue.get(self.method)(network, self.threat, recipe=self.recipe, seed=self.seed, **settings)
 
 
-def build_network(choice: NetworkChoice, data: Description, seed: int) -> nn.Module:
-    """Make an untrained network for a data set, leaving the global random state as it was."""
+def build_network(choice: NetworkChoice, data: Description, seed: int, member: int = 0) -> nn.Module:
+    """Make an untrained network for a data set, leaving the global random state as it was.
+
+    The first member of an ensemble has the weights of a single network with that seed.
+    """
     import torch
 
     from attacks.randomness import key
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, "network") >> 1)
+        torch.manual_seed(key(seed, "network", *([member] if member else [])) >> 1)
         return architectures.build(
             choice.name,
             classes=data.classes,

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from attacks.checks import check_classifier, check_images
+from attacks.passes import networks_in
 from attacks.threat import Norm, ThreatModel
 from benchmark import architectures
 from benchmark.data import Description, Images, describe, load
@@ -196,6 +197,7 @@ def _describe_run(
             "fold": 0,
             "dataset": dataset,
             "network": model,
+            "members": len(networks_in(network)),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "weights": {"last": {"sha256": digest}},
             "versions": versions(),

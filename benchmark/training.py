@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
-from attacks.passes import Passes, counting
+from attacks.passes import Passes, counting, networks_in
 from benchmark.data import ImageData, load
 from benchmark.devices import Devices
 from benchmark.errors import BadInput
@@ -159,6 +159,7 @@ def _finish(
         "experiment": experiment.name,
         "status": "done",
         **_identity_card(experiment, method),
+        "members": len(networks_in(method.classifier())),
         "parameters": sum(parameter.numel() for parameter in method.classifier().parameters()),
         "training_images": images,
         "forward_passes": cost.training.forward / images,

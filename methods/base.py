@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -80,7 +81,7 @@ class AdversarialTraining(pl.LightningModule):
     """Train a network against an adversary; a method overrides ``training_loss`` and little else.
 
     Places to override: :meth:`training_loss`, :meth:`perturb`, :meth:`optimizers_for`, :meth:`on_epoch`,
-    :meth:`classifier`.
+    :meth:`classifier`, :meth:`compose`.
 
     Args:
         network: images ``(n, c, h, w)`` in [0, 1] to logits ``(n, k)``; normalisation is its first layer.
@@ -121,6 +122,15 @@ class AdversarialTraining(pl.LightningModule):
         self._held_out: list[Tensor] = []
 
     # What a method says of itself
+
+    @classmethod
+    def compose(cls, build: Callable[[int], nn.Module], **settings: Any) -> nn.Module:
+        """Make the network that the method, with these ``settings``, is put around; by default one, ``build(0)``.
+
+        Args:
+            build: gives the untrained network of a member, whose weights follow from (run seed, member).
+        """
+        return build(0)
 
     def training_loss(self, batch: Batch) -> Tensor:
         """Give the loss of one batch, a number with a graph; the step's attack is :meth:`perturb`."""

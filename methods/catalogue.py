@@ -14,6 +14,7 @@ _HOMES = [
     "origins.pgd_at:PGDAT",
     "regularization.trades:TRADES",
     "regularization.mart:MART",
+    "ensemble.adp:ADP",
     "adaptive_epsilon.iaat:IAAT",
     "efficient.free_at:FreeAT",
     "efficient.fast_at:FastAT",

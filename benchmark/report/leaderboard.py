@@ -16,8 +16,8 @@ STAGES = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]  # the order in which
 _MEASURED = [f"{attack}{end}" for attack in ATTACKS for end in ("", "_low", "_high")]
 LEADERBOARD = [
     *("class", "rank_low", "rank_high", "method", "category", "network", "checkpoint", "epsilon", *_MEASURED),
-    *("seeds", "images", "trials", "parameters", "passes", "forward_passes", "backward_passes", "selection_passes"),
-    *("seconds", "engine", "status", "status_note"),
+    *("seeds", "images", "trials", "members", "parameters", "passes", "forward_passes", "backward_passes"),
+    *("selection_passes", "seconds", "engine", "status", "status_note"),
 ]
 COMPARISONS = [
     *(
@@ -68,7 +68,7 @@ def leaderboard(
             {**_costs(card.to_frame().T), "status": "failed", "status_note": f"{card.experiment}: {card.error}"}
         )
     table = pd.DataFrame(lines, columns=LEADERBOARD)
-    numbers = ["epsilon", *_MEASURED, "seeds", "images", "trials", "parameters", "seconds"]
+    numbers = ["epsilon", *_MEASURED, "seeds", "images", "trials", "members", "parameters", "seconds"]
     table = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
     words = ["category", "network", "checkpoint", "engine", "status_note"]
     table = table.assign(**{name: table[name].astype(object).fillna("") for name in words})
@@ -141,6 +141,7 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
         "network": first.network,
         "seeds": cards.seed.nunique(),
         "trials": pd.to_numeric(cards.trials).max(),
+        "members": pd.to_numeric(cards.members).max(),
         "parameters": pd.to_numeric(cards.parameters).max(),
         "passes": mean["forward_passes"] + mean["backward_passes"],
         "forward_passes": mean["forward_passes"],

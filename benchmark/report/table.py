@@ -45,6 +45,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "trials": lambda line: _whole(line["trials"]),
             "category": lambda line: str(line["category"]).replace("_", " "),
             "network": lambda line: line["network"],
+            "members": lambda line: _whole(line["members"]),
             "parameters": lambda line: _whole(line["parameters"]),
             "passes": lambda line: _whole(line["passes"]),
             "seconds": lambda line: _number(line["seconds"], ".1f"),

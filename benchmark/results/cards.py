@@ -21,6 +21,7 @@ _OPTIONAL = {  # key of a card: what stands in for it where a run did not get so
     "fold": 0,
     "dataset": "",
     "network": "",
+    "members": None,
     "parameters": None,
     "error": "",
     "forward_passes": None,

@@ -88,6 +88,7 @@ def write_card(folder: Path, method: str, seed: int = 0, **changes) -> str:
         "fold": 0,
         "dataset": "digits",
         "network": "digits_cnn",
+        "members": 1,
         "parameters": 31482,
         "status": "done",
         "error": "",

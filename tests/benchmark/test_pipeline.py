@@ -120,7 +120,7 @@ def test_a_reduced_quickstart_leaves_tables_of_all_methods_attacks_and_radii(und
     assert set(board.method) == set(catalogue.names())
     assert set(board.status) == {"done"}
     passes = board[board.checkpoint == "last"].set_index("method").forward_passes
-    assert passes.to_dict() == {"natural": 3, "pgd_at": 9, "trades": 15, "mart": 12, "fast_at": 6}
+    assert passes.to_dict() == {"natural": 3, "pgd_at": 9, "trades": 15, "mart": 12, "adp": 9, "fast_at": 6}
 
 
 @pytest.mark.parametrize("seed", [0])

@@ -14,7 +14,7 @@ from benchmark.errors import BadInput
 from benchmark.report import build
 from benchmark.report.page import page
 from benchmark.report.summary import summarise
-from benchmark.report.table import readable_accuracy
+from benchmark.report.table import readable_accuracy, readable_leaderboard
 from benchmark.results import survey
 from benchmark.results.evidence import evidence_folder, write_part
 from tests.benchmark.make_report import (
@@ -185,6 +185,21 @@ def test_several_seeds_are_pooled_and_the_seeds_of_a_method_counted(tmp_path):
     assert len(each) == 3
     assert ranked.autoattack.iloc[0] == pytest.approx(each.mean())
     assert summary.comparisons.iloc[0].seeds == 3
+
+
+def test_an_ensemble_shows_its_members_and_all_of_their_parameters(tmp_path):
+    make_report(tmp_path, {"pgd_at": 0.28}, attacked=FEW, images=50)
+    ensemble = write_card(tmp_path, "adp", members=3, parameters=3 * 31482, comparison_class="C")
+    write_evidence(tmp_path, ensemble, radii(0.2, 50, 0), **FEW)
+    write_failure(tmp_path, "gal")
+    path = next((tmp_path / "experiments").glob("*gal*"))
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "members": None}))
+    build(tmp_path)
+    board = table(tmp_path, "leaderboard").drop_duplicates("method").set_index("method")
+    assert board.members[["pgd_at", "adp"]].tolist() == [1, 3]
+    assert np.isnan(board.members["gal"])  # a run that failed never said how many it has
+    shown = readable_leaderboard(summarise(tmp_path)).drop_duplicates("method").set_index("method")
+    assert shown.loc["adp", ["members", "parameters"]].tolist() == ["3", "94,446"]
 
 
 def test_folds_have_their_own_images_and_a_column_at_the_end(tmp_path):

@@ -1,5 +1,7 @@
 """Training one experiment: what it leaves, what it costs, and that an interruption changes nothing."""
 
+import itertools
+
 import pytest
 import torch
 import yaml
@@ -96,7 +98,7 @@ def test_an_interruption_within_an_epoch_costs_that_epoch_only(tmp_path, monkeyp
 
 
 # Forward passes per image and epoch with two inner steps: the attack's, and those of the loss.
-COSTS = {"natural": (1, 1), "pgd_at": (3, 3), "trades": (5, 4), "mart": (4, 4), "fast_at": (2, 2)}
+COSTS = {"natural": (1, 1), "pgd_at": (3, 3), "trades": (5, 4), "mart": (4, 4), "adp": (3, 3), "fast_at": (2, 2)}
 
 
 @every_method
@@ -112,6 +114,8 @@ def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
     forward, backward = COSTS[name]
     assert (card["forward_passes"], card["backward_passes"]) == (3 * forward, 3 * backward)
     held_out = 3 * 30 / 96  # images held out for each image trained on, in three epochs
+    assert card["members"] == (3 if name == "adp" else 1)
+    held_out *= card["members"]
     selection = (1, 0) if name == "natural" else (1 + 2 * 11, 2 * 10)
     assert (card["selection_forward_passes"], card["selection_backward_passes"]) == pytest.approx(
         (held_out * selection[0], held_out * selection[1])
@@ -129,7 +133,7 @@ def test_pgd_at_of_the_common_suite_costs_eight_passes_each_way_an_epoch(tmp_pat
     assert (card["forward_passes"], card["backward_passes"]) == (8, 8)
 
 
-@pytest.mark.parametrize("name", ["natural", "trades"])
+@pytest.mark.parametrize("name", ["natural", "trades", "adp"])
 def test_the_best_weights_have_the_score_that_the_card_gives_them(name, tmp_path):
     of = experiment(name, recipe__epochs=4, recipe__learning_rate=0.3)
     card = train(of, tmp_path)
@@ -161,6 +165,32 @@ def test_the_networks_first_weights_follow_from_the_seed_alone():
     assert all(torch.equal(value, same[key]) for key, value in first.items())
     other = experiment("natural", seeds=[1]).build_network().state_dict()
     assert not all(torch.equal(value, other[key]) for key, value in first.items())
+
+
+def test_the_first_member_of_an_ensemble_begins_like_a_single_network_and_every_other_differs():
+    single = experiment("natural").build_network().state_dict()
+    torch.manual_seed(99)
+    ensemble, larger = (experiment("adp", own={"members": k}).build_network().state_dict() for k in (3, 5))
+    members = [{key: larger[f"members.{k}.{key}"] for key in single} for k in range(5)]
+    assert all(torch.equal(value, larger[key]) for key, value in ensemble.items())
+    assert all(torch.equal(value, members[0][key]) for key, value in single.items())
+    weight = next(key for key, value in single.items() if value.ndim == 4)  # of the first convolution
+    assert all(not torch.equal(a[weight], b[weight]) for a, b in itertools.combinations(members, 2))
+    other = experiment("adp", seeds=[1]).build_network().state_dict()
+    assert all(not torch.equal(other[f"members.{k}.{weight}"], members[k][weight]) for k in range(3))
+
+
+@pytest.mark.parametrize("own", [{}, {"plus_adv": "tf"}])
+def test_an_ensembles_file_holds_all_members_and_restores_the_one_classifier(own, tmp_path):
+    of = experiment("adp", own=own, recipe__epochs=1)
+    card = train(of, tmp_path)
+    weights = load_weights(tmp_path / "last.safetensors")
+    assert {name.split(".")[1] for name in weights} == {"0", "1", "2"}
+    network = restore(of, tmp_path / "last.safetensors", card["weights"]["last"]["sha256"]).cpu()
+    x = splits(of).validation.pixels()
+    with torch.no_grad():
+        mean = torch.stack([member(x).softmax(1) for member in network.members]).mean(0)
+        torch.testing.assert_close(network(x).exp(), mean)
 
 
 def test_a_finished_experiment_is_only_read(tmp_path):

@@ -52,6 +52,19 @@ def fast_at(case: Case):
     )
 
 
+def adp(case: Case):
+    s = case.settings
+    attack = {"steps": s["steps"], "step_size": s["step_size"], "mode": s["attack_mode"]} if s["plus_adv"] else {}
+    return catalogue.get("adp")(
+        case.network,
+        ThreatModel("linf", s["epsilon"] or 0.0),
+        alpha=s["alpha"],
+        beta=s["beta"],
+        plus_adv="pt" if s["plus_adv"] else "none",
+        inner=Inner(start="uniform", boxed=case.record["start"]["clipped_to_box"], **attack),
+    )
+
+
 def iaat(case: Case):
     s = case.settings
     method = catalogue.get("iaat")(
@@ -75,6 +88,7 @@ BUILDERS = {
     "bag_of_tricks": pgd_at,
     "trades": trades,
     "mart": gaussian_start,
+    "adp": adp,
     "fast_at": fast_at,
     "iaat": iaat,
 }
