@@ -14,7 +14,9 @@ _HOMES = [
     "origins.pgd_at:PGDAT",
     "regularization.trades:TRADES",
     "regularization.mart:MART",
+    "curriculum.fat:FAT",
     "efficient.fast_at:FastAT",
+    "variants.avmixup:AVMixup",
 ]
 
 

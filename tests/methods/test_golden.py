@@ -53,6 +53,28 @@ def fast_at(case: Case):
     )
 
 
+def fat(case: Case):
+    s, gaussian = case.settings, case.record["start"]["noise"] == "normal"
+    inner = Inner(
+        steps=s["steps"],
+        step_size=s["step_size"],
+        start="gaussian" if gaussian else "uniform",
+        scale=1e-3 if gaussian else "epsilon",
+        boxed=case.record["start"]["clipped_to_box"],
+        mode=s["attack_mode"],
+    )
+    loss = {"loss": "trades", "beta": s["beta"]} if s["outer_loss"].startswith("TRADES") else {"loss": "ce"}
+    threat = ThreatModel("linf", s["epsilon"])
+    return catalogue.get("fat")(case.network, threat, tau=s["tau"], omega=s["omega"], inner=inner, **loss)
+
+
+def avmixup(case: Case):
+    s = case.settings
+    inner = Inner(steps=s["steps"], step_size=s["step_size"], start="uniform", mode="batch")  # "untouched", they say
+    own = {name: s[name] for name in ("gamma", "lambda1", "lambda2")}
+    return catalogue.get("avmixup")(case.network, ThreatModel("linf", s["epsilon"]), inner=inner, **own)
+
+
 BUILDERS = {
     "pgd_at": pgd_at,
     "robust_overfitting": pgd_at,
@@ -60,6 +82,8 @@ BUILDERS = {
     "trades": trades,
     "mart": gaussian_start,
     "fast_at": fast_at,
+    "fat": fat,
+    "avmixup": avmixup,
 }
 CASES = [case for method in BUILDERS for case in cases(method, "training_step")]
 
