@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,7 @@ from attacks.threat import ThreatModel
 from methods.draws import Draws
 from methods.inner import Inner
 from methods.per_image import PerImage
+from methods.per_row import PerRow
 from methods.recipe import Recipe
 from methods.selection import Score, held_out_verdicts
 
@@ -70,6 +71,9 @@ class StepTrace(NamedTuple):
 
     adversarial: Tensor
     loss: Tensor
+
+
+_Memory = TypeVar("_Memory", PerImage, PerRow)
 
 
 class AdversarialTraining(pl.LightningModule):
@@ -173,7 +177,19 @@ class AdversarialTraining(pl.LightningModule):
         """Give the fraction of the training that is done once the present step is, in (0, 1]; 1 without a trainer."""
         if self._trainer is None:
             return 1.0
-        return min(1.0, (self.trainer.global_step + 1) / self.trainer.estimated_stepping_batches)
+        return min(1.0, (self.trainer.global_step + 1) / self.total_updates())
+
+    def data_passes(self) -> int:
+        """Give how often a trainer should pass over the data: the recipe's epochs, unless a method counts otherwise."""
+        return self.recipe.epochs
+
+    def total_updates(self) -> float:
+        """Count the optimizer steps of the whole training; infinite where the trainer has no end."""
+        return self.trainer.estimated_stepping_batches
+
+    def remarks(self) -> dict[str, float]:
+        """Give what a reader should see beside this method's row, such as the radii it trained with; nothing else."""
+        return {}
 
     def note(self, name: str, value: Tensor) -> None:
         """Remember a number of this step; the mean over the epoch goes into :attr:`history`."""
@@ -181,7 +197,7 @@ class AdversarialTraining(pl.LightningModule):
 
     def remember(self, memory: PerImage, index: Tensor, values: Tensor) -> None:
         """Write ``values`` ``(n,)`` of the images ``index`` ``(n,)`` into ``memory``, on every device those of all."""
-        if self._trainer is not None and self.trainer.world_size > 1:
+        if self._ranks() > 1:
             index, values = (self.all_gather(part).flatten() for part in (index, values.detach()))  # type: ignore[union-attr]
         memory.store(index, values)
 
@@ -223,9 +239,14 @@ class AdversarialTraining(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average the weights after the optimizer moved them."""
+        if self.automatic_optimization:
+            self.average_weights()
+
+    def average_weights(self) -> None:
+        """Let the present weights enter the average, where the recipe averages and has begun to."""
         if self.averaged is None:
             return
-        done = self.trainer.global_step / self.trainer.estimated_stepping_batches  # the optimizer has counted this step
+        done = self.trainer.global_step / self.total_updates()  # the optimizer has counted this step
         if done >= self.recipe.average_from:
             self.averaged.update_parameters(self.network)
 
@@ -293,7 +314,7 @@ class AdversarialTraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Pair the optimizer with the recipe's schedule, stepped once per optimizer step."""
         optimizer = self.optimizers_for(self.recipe)
-        total = self.trainer.estimated_stepping_batches
+        total = self.total_updates()
         if not math.isfinite(total):
             raise BadInput("the recipe's schedule needs an end: give the Trainer max_epochs or max_steps")
         peak = self.recipe.learning_rate or 1.0
@@ -311,18 +332,31 @@ class AdversarialTraining(pl.LightningModule):
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep history and per-image values with the weights; weights whose loss is no number replace no checkpoint."""
+        """Keep history and memories with the weights; weights whose loss is no number replace no checkpoint."""
         checkpoint["history"] = self._history_so_far()
-        checkpoint["per_image"] = {name: memory.table for name, memory in self._memories().items()}
+        checkpoint["per_image"] = {name: memory.state_dict() for name, memory in self._kept(PerImage).items()}
+        checkpoint["per_row"] = {name: self._of_all_ranks(rows.table) for name, rows in self._kept(PerRow).items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up again."""
         self.history = checkpoint.get("history", [])
-        for name, memory in self._memories().items():
-            memory.table = checkpoint["per_image"][name]
+        for name, memory in self._kept(PerImage).items():
+            memory.load_state_dict(checkpoint["per_image"][name])
+        for name, rows in self._kept(PerRow).items():
+            rows.resume(checkpoint["per_row"][name], self.global_rank, self._ranks())
 
-    def _memories(self) -> dict[str, PerImage]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, PerImage)}
+    def _kept(self, kind: type[_Memory]) -> dict[str, _Memory]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, kind)}
+
+    def _ranks(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
+
+    def _of_all_ranks(self, tensor: Tensor | None) -> Tensor | None:
+        """Stack what the ranks have, ``(ranks, ...)``; all of them must come here, as they do to save a checkpoint."""
+        if tensor is None or self._ranks() == 1:
+            return None if tensor is None else tensor[None]
+        gathered: Tensor = self.all_gather(tensor)  # type: ignore[assignment]
+        return gathered
 
 
 def _averaged(network: nn.Module, recipe: Recipe) -> AveragedModel | None:

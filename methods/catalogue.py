@@ -15,6 +15,8 @@ _HOMES = [
     "regularization.trades:TRADES",
     "regularization.mart:MART",
     "curriculum.fat:FAT",
+    "adaptive_epsilon.iaat:IAAT",
+    "efficient.free_at:FreeAT",
     "efficient.fast_at:FastAT",
     "variants.avmixup:AVMixup",
 ]

@@ -94,9 +94,14 @@ class Inner:
         threat: ThreatModel,
         *,
         start: Tensor,
+        radius: Tensor | None = None,
+        step_size: Tensor | None = None,
         jitter: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Attack as :meth:`maximise` does, from a ``start`` and with a ``jitter`` that the method drew itself."""
+        """Attack as :meth:`maximise` does, from a ``start`` and with a ``jitter`` that the method drew itself.
+
+        ``radius`` and ``step_size`` ``(n,)`` give each image its own, in pixel units.
+        """
         with self.conditions(network, x):
             attacked = pgd(
                 network,
@@ -105,7 +110,8 @@ class Inner:
                 threat,
                 start=start,
                 steps=self.steps,
-                step_size=Pixels.read(self.step_size).at(threat.epsilon),
+                step_size=Pixels.read(self.step_size).at(threat.epsilon) if step_size is None else step_size,
+                radius=radius,
                 keep=self.keep,
                 until=None if self.patience is None else lambda logits: logits.argmax(1) != y,
                 patience=1 if self.patience is None else self.patience,

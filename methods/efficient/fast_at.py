@@ -14,6 +14,7 @@ from attacks.randomness import uniform
 from attacks.threat import ThreatModel
 from methods.base import AdversarialTraining, Batch, Card
 from methods.inner import Inner
+from methods.per_row import PerRow
 
 
 class FastAT(AdversarialTraining):
@@ -60,7 +61,7 @@ class FastAT(AdversarialTraining):
         )
         super().__init__(network, threat, inner=one_step, **common)
         self.start, self.form, self.early_stop = start, form, early_stop
-        self.previous: Tensor | None = None  # perturbations by row of the batch, where start is "previous"
+        self.previous = PerRow()  # perturbations, where start is "previous"
         self.sound: dict[str, Any] | None = None  # accuracy and weights of the last epoch that did not collapse
         self.collapsed = False
         self._pgd5: list[Tensor] = []
@@ -74,14 +75,11 @@ class FastAT(AdversarialTraining):
         x, threat = batch.x, self.present_threat()
         start = self.inner.begin(x, threat, self.draws)
         if self.start == "previous":
-            if self.previous is None or len(self.previous) < len(x):
-                self.previous = torch.zeros_like(x)
-            self.previous = self.previous.to(x)  # a checkpoint brings it back on the CPU
-            start = x + self.previous[: len(x)]
+            start = x + self.previous.of(x)
         network = _Clipped(self.network) if self.form == "imagenet" else self.network
         attacked = self.inner.climb(network, x, batch.y, objective, threat, start=start)
-        if self.previous is not None:
-            self.previous[: len(x)] = attacked - x
+        if self.start == "previous":
+            self.previous.store(attacked - x)
         return attacked
 
     # The early stop
@@ -140,15 +138,14 @@ class FastAT(AdversarialTraining):
                 return (self.network(attacked).argmax(1) == y).long()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the row perturbations and the last sound epoch with the weights."""
+        """Keep the last sound epoch with the weights."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["fast_at"] = {"previous": self.previous, "sound": self.sound, "collapsed": self.collapsed}
+        checkpoint["fast_at"] = {"sound": self.sound, "collapsed": self.collapsed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Take it up again."""
         super().on_load_checkpoint(checkpoint)
-        kept = checkpoint["fast_at"]
-        self.previous, self.sound, self.collapsed = kept["previous"], kept["sound"], kept["collapsed"]
+        self.sound, self.collapsed = checkpoint["fast_at"]["sound"], checkpoint["fast_at"]["collapsed"]
 
 
 class _Clipped(nn.Module):

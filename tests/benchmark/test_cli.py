@@ -131,7 +131,8 @@ def test_train_leaves_weights_and_their_card(atbench, capsys, tmp_path):
 
 
 def test_a_training_that_fails_ends_with_exit_code_1_and_leaves_its_traceback(atbench, capsys, tmp_path):
-    assert atbench("train", "trades", *SMALL, "methods.trades.beta=1e38", "--checkpoints", tmp_path) == 1
+    broken = ("recipe.learning_rate=1.0e+38", "recipe.weight_decay=1.0e+4", "recipe.schedule=constant")
+    assert atbench("train", "trades", *SMALL, *broken, "--checkpoints", tmp_path) == 1
     assert "failed: trades seed 0: training: FloatingPointError" in capsys.readouterr().err
     (trace,) = tmp_path.glob("trades-*/failure.txt")
     assert "Traceback" in trace.read_text()

@@ -77,7 +77,7 @@ def test_a_disk_that_fills_up_only_when_it_is_flushed_is_told_too(tmp_path, monk
 
 def test_other_errors_of_the_disk_come_through(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(FileExistsError):
         write_text(tmp_path / "file" / "below", "new")
 
 

@@ -205,7 +205,9 @@ def test_a_loss_that_is_no_number_ends_the_training_and_spoils_no_checkpoint(tmp
 
 
 def test_weights_that_the_very_last_step_broke_are_not_saved(tmp_path):
-    of = experiment("trades", own={"beta": 1e38}, recipe__epochs=1, dataset__train_images=64)  # a single step
+    # A single step, whose loss is sound and whose weight decay alone leaves float32's range.
+    broken = {"recipe__learning_rate": 1e38, "recipe__weight_decay": 1e4, "recipe__schedule": "constant"}
+    of = experiment("natural", **broken, recipe__epochs=1, dataset__train_images=64)
     with pytest.raises(FloatingPointError, match="the weights hold NaN or infinity"):
         train(of, tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
