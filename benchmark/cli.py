@@ -139,6 +139,14 @@ def _show_words(parser: ArgumentParser) -> None:
 def _add_common(parser: ArgumentParser) -> None:
     changed = "change settings of the suite, such as recipe.epochs=2"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changed)
+    together = "that train one method together: GPUs, or processes where there are none (default: 1)"
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help=together)
+    machines = "machines; start the same command on each, with NODE_RANK, MASTER_ADDR and MASTER_PORT set (default: 1)"
+    parser.add_argument("--num-nodes", type=int, default=1, metavar="M", help=machines)
+    precisions = ["32-true", "bf16-mixed", "16-mixed"]
+    parser.add_argument("--precision", choices=precisions, help="of training, in place of the suite's")
+    shared = "share BatchNorm's statistics between GPUs"
+    parser.add_argument("--sync-batchnorm", action="store_true", help=shared)
     kept = "of trained weights (default: checkpoints)"
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="FOLDER", help=kept)
     _add_data(parser)
@@ -152,15 +160,16 @@ def _add_data(parser: ArgumentParser) -> None:
 
 def _run(chosen: Namespace) -> int:
     from benchmark import commands
-    from benchmark.suite import read_change
+    from benchmark.devices import Devices
 
     return commands.run(
         chosen.suite,
         methods=chosen.methods,
         seeds=chosen.seeds,
-        changes=dict(map(read_change, chosen.set)),
+        changes=_changes(chosen),
         output=chosen.output,
         checkpoints=chosen.checkpoints,
+        devices=Devices(chosen.devices, chosen.num_nodes),
         data_root=chosen.data_root,
         download=chosen.download,
         processes=_positive("--workers", chosen.workers),
@@ -169,14 +178,15 @@ def _run(chosen: Namespace) -> int:
 
 def _train(chosen: Namespace) -> int:
     from benchmark import commands
-    from benchmark.suite import read_change
+    from benchmark.devices import Devices
 
     return commands.train(
         chosen.method,
         chosen.suite,
         seed=chosen.seed,
-        changes=dict(map(read_change, chosen.set)),
+        changes=_changes(chosen),
         checkpoints=chosen.checkpoints,
+        devices=Devices(chosen.devices, chosen.num_nodes),
         data_root=chosen.data_root,
         download=chosen.download,
     )
@@ -206,6 +216,14 @@ def _evaluate(chosen: Namespace) -> int:
         data_root=chosen.data_root,
         download=chosen.download,
     )
+
+
+def _changes(chosen: Namespace) -> dict[str, Any]:
+    """Read what a person changes of a suite; the options that stand for a key come first."""
+    from benchmark.suite import read_change
+
+    options = {"precision": chosen.precision, "sync_batchnorm": chosen.sync_batchnorm or None}
+    return {key: value for key, value in options.items() if value is not None} | dict(map(read_change, chosen.set))
 
 
 def _report(chosen: Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmark.data import load as load_data
+from benchmark.devices import Devices
 from benchmark.display import Display
 from benchmark.errors import BadInput
 from benchmark.evaluation import RANKING_ONLY, jobs
@@ -30,6 +31,7 @@ def run(
     changes: Mapping[str, Any],
     output: Path | None,
     checkpoints: Path,
+    devices: Devices,
     data_root: Path | None,
     download: bool,
     processes: int | None,
@@ -42,8 +44,12 @@ def run(
     experiments = plan(suite)
     list(jobs(suite.evaluation, ranked=True))  # so that a misspelled attack is told before anything is written
     report = output or Path("reports") / escaped(suite.name)
-    places = Places(checkpoints, report, data_root, download)
+    places = Places(checkpoints, report, data_root, download, devices)
     tests = {fold: _test_images(suite, fold, places) for fold in suite.dataset.folds}
+    devices.share(suite.recipe.batch_size)
+    devices.check()
+    if devices.node:
+        return _help_to_train(experiments, suite, places)
     with locked(report):
         _keep_suite(report, suite)
         tasks = [task for experiment in experiments for task in _unfinished(experiment, suite, places, tests)]
@@ -64,6 +70,7 @@ def train(
     seed: int,
     changes: Mapping[str, Any],
     checkpoints: Path,
+    devices: Devices,
     data_root: Path | None,
     download: bool,
 ) -> int:
@@ -73,7 +80,9 @@ def train(
     suite = dataclasses.replace(suite, methods={method: own}, seeds=[seed], dataset=_one_fold(suite))
     (experiment,) = plan(suite)
     folder = checkpoints / experiment.name
-    places = Places(checkpoints, folder, data_root, download)
+    places = Places(checkpoints, folder, data_root, download, devices)
+    devices.share(suite.recipe.batch_size)
+    devices.check()
     _test_images(suite, experiment.fold, places)
     console = Console(stderr=True)
     tasks = [] if (folder / CARD).is_file() else [Task(experiment)]
@@ -87,6 +96,17 @@ def train(
             score = ", ".join(f"{key.replace('_', ' ')} {kept[key]:.3f}" for key in kept if key.startswith("held_out"))
             console.out(f"{folder / name}.safetensors  epoch {kept['epoch']}  {score}", highlight=False)
     return _exit_code(outcomes, console, folder)
+
+
+def _help_to_train(experiments: Sequence[Experiment], suite: Suite, places: Places) -> int:
+    """Take part in the trainings, in the order of the first machine, which does all the rest; returns the exit code."""
+    tasks = [
+        Task(experiment) for experiment in experiments if not (places.checkpoints / experiment.name / CARD).is_file()
+    ]
+    console = Console(stderr=True)
+    with Display(suite.name, len(tasks), console) as display:
+        outcomes = run_tasks(tasks, places, suite.evaluation, processes=places.devices.devices, watcher=display)
+    return _exit_code(outcomes, console, places.checkpoints)
 
 
 def _one_fold(suite: Suite) -> Any:

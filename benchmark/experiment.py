@@ -36,6 +36,7 @@ class Experiment:
     recipe: Recipe
     seed: int
     precision: str
+    sync_batchnorm: bool = False
 
     def identity(self) -> dict[str, Any]:
         """Give what the weights depend on, as plain values; where and with how many workers it ran is not among it."""
@@ -50,6 +51,7 @@ class Experiment:
             "recipe": asdict(self.recipe),
             "seed": self.seed,
             "precision": self.precision,
+            **({"sync_batchnorm": True} if self.sync_batchnorm else {}),
         }
 
     @property
@@ -111,6 +113,7 @@ def plan(suite: Suite) -> list[Experiment]:
                         recipe=suite.recipe,
                         seed=seed,
                         precision=suite.precision,
+                        sync_batchnorm=suite.sync_batchnorm,
                     )
                 )
     build_network(suite.network, describe(suite.dataset.name), seed=0)  # so that a misspelling is told now

@@ -9,7 +9,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from benchmark.errors import BadInput
+from benchmark.processes import end_with_parent
 from benchmark.suite import Evaluation
 from benchmark.tasks import Places, Task, perform
 
@@ -35,7 +35,7 @@ class _Running:
     task: Task
     process: Any
     pipe: Connection
-    slot: int
+    slots: list[int]
     outcome: Outcome | None = field(default=None)
 
 
@@ -82,6 +82,7 @@ def run(
         each task begun, in the order of ending, with its outcome.
     """
     gpus = devices()
+    room = max(processes, places.devices.devices)
     waiting, running, ended = list(tasks), list[_Running](), dict[Task, Outcome]()
     failed: set[str] = set()
     context = multiprocessing.get_context("forkserver")
@@ -93,10 +94,13 @@ def run(
             waiting = [t for t in waiting if t.experiment.name not in failed]
             ready = [t for t in waiting if not t.attacks or t.experiment.name not in to_train]
             ready.sort(key=_dearest_first(tasks))
-            for task in ready[: processes - len(running)]:
+            for task in ready:
+                free = sorted(set(range(room)) - {slot for r in running for slot in r.slots})
+                wanted = 1 if task.attacks else places.devices.devices
+                if wanted > len(free):
+                    break  # what comes first waits for room, or a training on all devices would never begin
                 waiting.remove(task)
-                slot = min(set(range(processes)) - {r.slot for r in running})
-                running.append(_start(context, task, places, settings, slot, slot % gpus if gpus else None))
+                running.append(_start(context, task, places, settings, free[:wanted], gpus))
                 watcher.started(task)
             if not running:
                 break
@@ -119,12 +123,13 @@ def _dearest_first(tasks: Sequence[Task]) -> Callable[[Task], tuple[bool, bool, 
     return lambda task: (not task.attacks, "autoattack" not in task.attacks, -order[task])
 
 
-def _start(context: Any, task: Task, places: Places, settings: Evaluation, slot: int, gpu: int | None) -> _Running:
+def _start(context: Any, task: Task, places: Places, settings: Evaluation, slots: list[int], gpus: int) -> _Running:
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(task, places, settings, theirs, gpu), name=task.label)
+    seen = ",".join(visible(slot % gpus) for slot in slots) if gpus else None
+    process = context.Process(target=_work, args=(task, places, settings, theirs, seen), name=task.label)
     process.start()
     theirs.close()
-    return _Running(task, process, ours, slot)
+    return _Running(task, process, ours, slots)
 
 
 def _listen(running: list[_Running], watcher: Watcher) -> Iterator[_Running]:
@@ -151,12 +156,12 @@ def _died(process: Any) -> Outcome:
     return Outcome(f"the worker process was {how}{hint}", f"no traceback: the worker process was {how}\n")
 
 
-def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gpu: int | None) -> None:
+def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gpus: str | None) -> None:
     """Perform one task in a process of its own, and say how it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _end_with_parent()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible(gpu)
+    end_with_parent()
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     import torch
 
     torch.set_num_threads(1)
@@ -182,14 +187,3 @@ def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gp
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _end_with_parent() -> None:
-    """Die when the parent does, even by SIGKILL: a restarted run must not meet its own orphans."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        wait([parent.sentinel])  # type: ignore[union-attr] # a worker has a parent
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

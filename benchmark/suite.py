@@ -103,6 +103,8 @@ class Suite:
         inner_steps: attack steps in training, for methods that let a preset choose.
         methods: keys of methods to their own settings; nothing but what is special to them.
         seeds: one experiment each, for every method (and fold).
+        precision: of training, as Lightning names it; evaluation is in float32.
+        sync_batchnorm: share BatchNorm's statistics between several GPUs; else each has those of its part of the batch.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Suite:
     methods: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    sync_batchnorm: bool = False
     evaluation: Evaluation = Evaluation()
 
     def __post_init__(self) -> None:

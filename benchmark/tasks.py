@@ -4,13 +4,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from benchmark.data import load
+from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.evaluation import Job, evaluate
 from benchmark.experiment import Experiment
+from benchmark.ranks import train_on_ranks
 from benchmark.results.evidence import card_path, evidence_folder, failure_path
 from benchmark.storage import load_weights, locked, read_yaml, sha256, write_yaml
 from benchmark.suite import Evaluation
@@ -27,6 +30,7 @@ class Places:
     report: Path
     data_root: Path | None = None
     download: bool = False
+    devices: Devices = Devices()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +51,11 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
     """Do one task. What is finished already is not done again."""
     folder = places.checkpoints / task.experiment.name
     if not task.attacks:
+        if places.devices.node:  # the first machine keeps the books
+            _train(task.experiment, folder, places, tell)
+            return
         with locked(folder):
-            card = train(task.experiment, folder, data_root=places.data_root, download=places.download, tell=tell)
+            card = _train(task.experiment, folder, places, tell)
         write_yaml(card_path(places.report, task.experiment.name), card)
         failure_path(places.report, task.experiment.name).unlink(missing_ok=True)
         (folder / "failure.txt").unlink(missing_ok=True)
@@ -76,6 +83,15 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
             place=partial(_place, places.report, experiment.name, checkpoint),
             tell=tell,
         )
+
+
+def _train(experiment: Experiment, folder: Path, places: Places, tell: Tell) -> dict[str, Any]:
+    where: dict[str, Any] = {"data_root": places.data_root, "download": places.download}
+    if places.devices.world == 1:
+        return train(experiment, folder, tell=tell, **where)
+    if not (folder / CARD).is_file():
+        train_on_ranks(experiment, folder, places.devices, tell, **where)
+    return {} if places.devices.node else read_yaml(folder / CARD)
 
 
 def _place(report: Path, experiment: str, checkpoint: str, job: Job) -> Path:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from attacks.passes import Passes, counting
 from benchmark.data import ImageData, load
+from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.experiment import Experiment
 from benchmark.storage import atomically, read_yaml, save_weights, write_yaml
@@ -32,12 +34,14 @@ def train(
     *,
     data_root: Path | None = None,
     download: bool = False,
+    devices: Devices = Devices(),
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Train ``experiment`` in ``folder`` and give its card; a finished one is only read, a broken one resumed.
 
-    Writes ``last.safetensors``, ``best.safetensors`` (state dicts of ``method.classifier()``), ``card.yaml`` at the
-    very end, and ``resume.ckpt`` after every epoch until then.
+    With several ``devices`` this runs in a process for each (:func:`benchmark.ranks.train_on_ranks`); the first of them
+    writes, and gives the card. Writes ``last.safetensors``, ``best.safetensors`` (state dicts of
+    ``method.classifier()``), ``card.yaml`` at the very end, and ``resume.ckpt`` after every epoch until then.
 
     Raises:
         BadInput: for missing data, or a ``resume.ckpt`` that cannot be read.
@@ -56,23 +60,35 @@ def train(
     method = experiment.build_method(experiment.build_network())
     data = ImageData(
         splits,
-        batch_size=experiment.recipe.batch_size,
+        batch_size=devices.share(experiment.recipe.batch_size),
         seed=experiment.seed,
         augment=experiment.dataset.augment,
     )
     best, cost = KeepBest(), Cost()
     resume = folder / RESUME
     with _quiet():
-        trainer = _trainer(experiment, [best, cost, SaveEachEpoch(resume, tell)])
+        trainer = _trainer(experiment, method, devices, [SameWork(experiment), best, cost, SaveEachEpoch(resume, tell)])
         trainer.fit(method, datamodule=data, ckpt_path=_readable(resume), weights_only=True)
-    return _finish(experiment, folder, method, best, cost, images=len(splits.train))
+    if not trainer.is_global_zero:
+        return {}
+    return _finish(experiment, folder, method, best, cost, images=len(splits.train), devices=devices)
 
 
-def _trainer(experiment: Experiment, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(
+    experiment: Experiment, method: AdversarialTraining, devices: Devices, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    if experiment.sync_batchnorm and not torch.cuda.is_available():
+        raise BadInput(
+            "sync_batchnorm needs GPUs, because PyTorch synchronises BatchNorm on them only: set it to false"
+        )
+    several: dict[str, Any] = {"strategy": "ddp", "plugins": [LightningEnvironment()]} if devices.world > 1 else {}
     return pl.Trainer(
         accelerator="auto",
-        devices=1,
-        max_epochs=experiment.recipe.epochs,
+        devices=devices.devices,
+        num_nodes=devices.nodes,
+        sync_batchnorm=experiment.sync_batchnorm and devices.world > 1,
+        **several,
+        max_epochs=method.data_passes(),
         precision=experiment.precision,  # type: ignore[arg-type] # the suite's schema has checked it
         callbacks=callbacks,
         logger=False,
@@ -117,7 +133,13 @@ def _readable(resume: Path) -> Path | None:
 
 
 def _finish(
-    experiment: Experiment, folder: Path, method: AdversarialTraining, best: KeepBest, cost: "Cost", images: int
+    experiment: Experiment,
+    folder: Path,
+    method: AdversarialTraining,
+    best: KeepBest,
+    cost: "Cost",
+    images: int,
+    devices: Devices,
 ) -> dict[str, Any]:
     last = method.classifier().state_dict()
     if not all(torch.isfinite(value).all() for value in last.values()):
@@ -146,6 +168,8 @@ def _finish(
         "seconds": round(cost.training_seconds, 2),
         "selection_seconds": round(cost.selection_seconds, 2),
         "device": _device(),
+        "devices": devices.world,
+        "remarks": method.remarks(),
         "weights": kept,
         "trials": 1,
         "versions": versions(),
@@ -246,6 +270,22 @@ class Cost(pl.Callback):
         self.training_seconds, self.selection_seconds = state_dict["seconds"]
 
 
+class SameWork(pl.Callback):
+    """Make sure that the processes which met are training the same experiment: nodes are started by hand."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.name = experiment.name
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Compare with the first process."""
+        first = trainer.strategy.broadcast(self.name)
+        if first != self.name:
+            raise BadInput(
+                f"the first process trains {first}, this one {self.name}: give the same command on each machine, "
+                "with the same --checkpoints folder, which all of them share"
+            )
+
+
 class SaveEachEpoch(pl.Callback):
     """Write one resumable checkpoint after every epoch, in place of the one before, and tell how far the run is."""
 
@@ -253,9 +293,11 @@ class SaveEachEpoch(pl.Callback):
         self.path, self.tell = path, tell
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Save after the other callbacks of the epoch's end."""
+        """Save after the other callbacks of the epoch's end; every rank gives its part, the first one writes."""
         if trainer.is_global_zero:
             with atomically(self.path) as temporary:
                 trainer.save_checkpoint(temporary, weights_only=False)
+        else:
+            trainer.save_checkpoint(self.path, weights_only=False)
         if self.tell is not None:
             self.tell("training", trainer.current_epoch + 1, trainer.max_epochs or 0)

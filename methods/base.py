@@ -299,12 +299,24 @@ class AdversarialTraining(pl.LightningModule):
         return torch.stack([robust.sum(), clean.sum(), torch.tensor(len(batch.y), device=clean.device)])
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last epoch's counts."""
+        """Forget the last epoch's counts, and score the statistics of BatchNorm that will be saved."""
         self._held_out.clear()
+        self._share_buffers()
+
+    def on_train_end(self) -> None:
+        """Leave every device with the same network."""
+        self._share_buffers()
+
+    def _share_buffers(self) -> None:
+        """Take the first device's buffers: each device's BatchNorm has seen its own part of the batches."""
+        if self._ranks() > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def on_validation_epoch_end(self) -> None:
         """Turn counts, summed over devices, into this epoch's score."""
-        counts = self.trainer.strategy.reduce(torch.stack(self._held_out).sum(0), reduce_op="sum")
+        mine = torch.stack(self._held_out).sum(0) if self._held_out else torch.zeros(3, dtype=torch.int64)
+        counts = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum")
         robust, clean, images = (int(count) for count in counts)
         self.held_out_score = Score(robust=robust / images, clean=clean / images)
         self.log_dict({"held_out_robust": robust / images, "held_out_clean": clean / images})

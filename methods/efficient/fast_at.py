@@ -111,7 +111,7 @@ class FastAT(AdversarialTraining):
         super().on_validation_end()
         if not self.early_stop or self.trainer.sanity_checking:
             return
-        holds = torch.cat(self._pgd5)
+        holds = torch.cat([*self._pgd5, torch.empty(0, dtype=torch.int64, device=self.device)])
         counts = self.trainer.strategy.reduce(holds.new_tensor([holds.sum(), len(holds)]), reduce_op="sum")
         accuracy = float(counts[0] / counts[1])
         if self.sound is not None and self.sound["accuracy"] - accuracy > 0.2:
