@@ -55,15 +55,15 @@ def pgd(
     alpha = per_image(step_size, x) if isinstance(step_size, Tensor) else step_size
     left = torch.as_tensor(patience, device=x.device).expand(len(x)).clone()
     moving = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    everyone = rows = torch.arange(len(x), device=x.device)
+    rows: Tensor | slice = slice(None)  # of the images that go through the network
     droppable = not (until is None or whole_batch or any(module.training for module in network.modules()))
-    logits: Tensor | None = None
+    logits = x.new_empty(0)
     best, best_value = adversarial, torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
     for _ in range(steps):
         point = adversarial[rows].requires_grad_()
         with torch.enable_grad():
             fresh = network(point)  # of images that have stopped the logits are known, and the objective sees them
-            logits = fresh if logits is None else logits.detach().index_copy(0, rows, fresh)
+            logits = _placed(fresh, rows, logits)
             value = objective(logits)
         if keep == "best":
             best, best_value = _better(best, best_value, adversarial, value.detach())
@@ -73,11 +73,15 @@ def pgd(
             if not moving.any():
                 break
         (slope,) = torch.autograd.grad(value.sum(), point)  # a mean would tie an image's step to its batch
-        gradient = torch.zeros_like(adversarial).index_copy(0, rows, slope)
+        gradient = _placed(slope, rows, adversarial)  # whatever stands for those that have stopped: they do not move
         moved = adversarial + alpha * threat.direction(gradient)
-        moved = threat.project(moved if jitter is None else moved + jitter(moving), x, radius)
-        adversarial = torch.where(per_image(moving, x).bool(), moved, adversarial).detach()
-        rows = moving.nonzero().squeeze(1) if droppable else everyone
+        moved = threat.project(moved if jitter is None else moved + jitter(moving), x, radius).detach()
+        logits = logits.detach()
+        if until is not None:
+            adversarial = torch.where(per_image(moving, x).bool(), moved, adversarial)
+            rows = moving.nonzero().squeeze(1) if droppable else rows
+        else:
+            adversarial = moved
     if keep == "best":
         with torch.no_grad():
             best, _ = _better(best, best_value, adversarial, objective(network(adversarial)))
@@ -91,6 +95,11 @@ def fgsm(network: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tenso
     Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
     """
     return pgd(network, x, cross_entropy_with(y), threat, start=x, steps=1, step_size=threat.epsilon)
+
+
+def _placed(part: Tensor, rows: Tensor | slice, whole: Tensor) -> Tensor:
+    """Put what belongs to ``rows`` in its place; the others keep what ``whole`` has."""
+    return part if isinstance(rows, slice) else whole.index_copy(0, rows, part)
 
 
 def _better(best: Tensor, best_value: Tensor, point: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
