@@ -236,6 +236,7 @@ def _fixed_steps(
                 steps=settings.steps,
                 step_size=Pixels.read(settings.step_size).at(threat.epsilon),
                 until=(lambda logits: logits.argmax(1) != y) if any_iterate else None,
+                whole_batch=True,
             )
             if restart == 0:
                 adversarial = attempt

@@ -29,6 +29,9 @@ class ScriptedDraws:
     def uniform(self, like, shape=None):
         return _cut(self._uniform, like, shape)
 
+    def beta(self, a, b, like, shape=None):
+        return (_cut(self._uniform, like, shape) + 1) / 2
+
 
 def _cut(noise: Tensor, like: Tensor, shape) -> Tensor:
     for axis, size in enumerate(like.shape if shape is None else shape):

@@ -48,11 +48,16 @@ class MART(AdversarialTraining):
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it
         attacked = self.perturb(batch, cross_entropy_with(batch.y))  # the true label, not TRADES' KL
         clean, adversarial = self(batch.x), self(attacked)
-        doubt = 1.0000001 - clean.softmax(1).gather(1, batch.y[:, None]).squeeze(1)
-        self.note("mean_doubt", doubt)
-        pull = (doubt.detach() if self.detach_doubt else doubt) * floored_kl(clean, adversarial)
+        weight = doubt(clean, batch.y)
+        self.note("mean_doubt", weight)
+        pull = (weight.detach() if self.detach_doubt else weight) * floored_kl(clean, adversarial)
         boosted = self.classification_loss(adversarial, batch.y) + margin_term(adversarial, batch.y).mean()
         return boosted + self.beta * pull.mean()
+
+
+def doubt(clean: Tensor, y: Tensor) -> Tensor:
+    """Give the probability that clean images are not of class ``y``, ``(n,)``, with the authors' 1e-7 on top."""
+    return 1.0000001 - clean.softmax(1).gather(1, y[:, None]).squeeze(1)
 
 
 def margin_term(logits: Tensor, y: Tensor) -> Tensor:

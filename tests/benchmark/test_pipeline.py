@@ -119,8 +119,19 @@ def test_a_reduced_quickstart_leaves_tables_of_all_methods_attacks_and_radii(und
     board = pd.read_csv(undisturbed / "report" / "leaderboard.csv")
     assert set(board.method) == set(catalogue.names())
     assert set(board.status) == {"done"}
-    passes = board[board.checkpoint == "last"].set_index("method").forward_passes
-    assert passes.to_dict() == {"natural": 3, "pgd_at": 9, "trades": 15, "mart": 12, "adp": 9, "fast_at": 6}
+    passes = board[board.checkpoint == "last"].set_index("method").forward_passes.to_dict()
+    assert 3 < passes.pop("fat") <= 9  # as many as the images need
+    assert passes == {
+        "natural": 3,
+        "pgd_at": 9,
+        "trades": 15,
+        "mart": 12,
+        "adp": 9,
+        "iaat": 21,
+        "free_at": 4,
+        "fast_at": 6,
+        "avmixup": 9,
+    }
 
 
 @pytest.mark.parametrize("seed", [0])

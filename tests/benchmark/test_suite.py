@@ -88,7 +88,7 @@ def test_a_change_wins_over_the_file_and_makes_what_is_missing():
     assert (found.recipe.epochs, found.dataset.train_images) == (2, 200)
     assert found.recipe.batch_size == load("quickstart").recipe.batch_size
     steps = {e.method: e.settings["inner"]["steps"] for e in plan(found) if "inner" in e.settings}
-    assert steps == {"natural": 7, "pgd_at": 3, "trades": 7, "mart": 7, "adp": 7}
+    assert steps == dict.fromkeys(steps, 7) | {"pgd_at": 3}
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,28 @@ def adp(case: Case):
     )
 
 
+def fat(case: Case):
+    s, gaussian = case.settings, case.record["start"]["noise"] == "normal"
+    inner = Inner(
+        steps=s["steps"],
+        step_size=s["step_size"],
+        start="gaussian" if gaussian else "uniform",
+        scale=1e-3 if gaussian else "epsilon",
+        boxed=case.record["start"]["clipped_to_box"],
+        mode=s["attack_mode"],
+    )
+    loss = {"loss": "trades", "beta": s["beta"]} if s["outer_loss"].startswith("TRADES") else {"loss": "ce"}
+    threat = ThreatModel("linf", s["epsilon"])
+    return catalogue.get("fat")(case.network, threat, tau=s["tau"], omega=s["omega"], inner=inner, **loss)
+
+
+def avmixup(case: Case):
+    s = case.settings
+    inner = Inner(steps=s["steps"], step_size=s["step_size"], start="uniform", mode="batch")  # "untouched", they say
+    own = {name: s[name] for name in ("gamma", "lambda1", "lambda2")}
+    return catalogue.get("avmixup")(case.network, ThreatModel("linf", s["epsilon"]), inner=inner, **own)
+
+
 def iaat(case: Case):
     s = case.settings
     method = catalogue.get("iaat")(
@@ -90,6 +112,8 @@ BUILDERS = {
     "mart": gaussian_start,
     "adp": adp,
     "fast_at": fast_at,
+    "fat": fat,
+    "avmixup": avmixup,
     "iaat": iaat,
 }
 CASES = [
