@@ -23,7 +23,7 @@ SMALL = {
 
 
 def in_a_process_of_its_own(task, places, *, die_at=None):
-    """Perform ``task`` and give the exit code; at the beginning of ``die_at``, epoch and step, the process is killed."""
+    """Perform ``task`` and give the exit code; at the beginning of ``die_at``, epoch and step, it dies."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmark.tasks", "methods.base"])
     process = context.Process(target=_work, args=(task, places, die_at))
