@@ -32,6 +32,7 @@ Category = Literal[
     "efficient",
     "variant",
     "generalization",
+    "own",  # a user's, outside the survey
 ]
 
 
