@@ -12,6 +12,7 @@ from benchmark.user_code import UserCode
 from methods import catalogue
 from methods.base import AdversarialTraining, Card
 
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLACES = {  # what a method may override, and what it is called with
     "training_loss": ("batch",),
     "perturb": ("batch", "objective"),
@@ -51,7 +52,9 @@ def _check_signatures(found: type[AdversarialTraining], code: UserCode, where: s
     if not own and found.training_step is AdversarialTraining.training_step:
         raise BadInput(f"{where}: {code.name} has no training_loss(self, batch), which gives the loss of one batch")
     words = list(inspect.signature(found).parameters)
-    if words[:2] != ["network", "threat"] or not _takes(found, "network", "threat", recipe=None, seed=None):
+    needed = [p.name for p in inspect.signature(found).parameters.values() if p.default is p.empty and p.kind in _NAMED]
+    settings = dict.fromkeys(needed[2:]) | {"recipe": None, "seed": None}
+    if words[:2] != ["network", "threat"] or not _takes(found, "network", "threat", **settings):
         line = user_code.line_of(found.__init__, code)
         raise BadInput(
             f"{line}: {code.name} is made with (network, threat, *, own settings, **common), but found "

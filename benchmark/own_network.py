@@ -33,7 +33,7 @@ def build(code: UserCode, data: Description, settings: dict[str, Any] | None = N
             f"{user_code.line_of(function, code)}: {code.name} takes ({', '.join(parameters)}), but the suite has the "
             f"setting network.settings.{stray[0]}"
         )
-    words = {name: value for name, value in known.items() if any_word or name in parameters}
+    words = {name: value for name, value in known.items() if name in parameters}
     network = user_code.call(code, function, **{**words, **(settings or {})})
     if not isinstance(network, nn.Module):
         raise BadInput(
