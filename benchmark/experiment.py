@@ -120,6 +120,11 @@ def plan(suite: Suite) -> list[Experiment]:
     suite, experiments = own_parts.take_up(suite), []
     data = description(suite.dataset)
     network = build_network(suite.network, data, seed=0)  # so that a misspelling is told now
+    if data.classes < 4 and "autoattack" in suite.evaluation.attacks:
+        raise BadInput(
+            f"AutoAttack needs at least 4 classes (targeted DLR), but {data.name} has {data.classes}: "
+            "choose other attacks with --set evaluation.attacks=[pgd20,cw20]"
+        )
     if suite.dataset.code or suite.network.code:
         own_network.try_out(network, data, suite.network.name, suite.network.code)
     for method, own in suite.methods.items():

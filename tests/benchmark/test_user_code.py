@@ -105,7 +105,7 @@ def test_evaluate_takes_a_users_data_set(atbench):
 
     write(DATA)
     write(NETWORK, "net.py")
-    save_weights(Path("w.safetensors"), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)).state_dict())
+    save_weights(Path("w.safetensors"), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 4)).state_dict())
     words = ["evaluate", "--model", "net.py:build", "--weights", "w.safetensors", "--dataset", "my.py:my_data"]
     words += ["--attacks", "pgd20", "--output", "report"]
     assert atbench(*words) == 0

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import suite
-from benchmark.experiment import plan
 from tests.benchmark.user_files import DATA, METHOD, NETWORK, run, write
 
 LOSS = "    def training_loss(self, batch):\n"
@@ -127,7 +125,7 @@ WRONG_DATA = {
         "labels of 'train' are one whole number per image",
     ),
     "labels below 0": (
-        DATA.replace("% 3", "% 3 - 1"),
+        DATA.replace("% 4", "% 4 - 1"),
         "my.py, line 4: the train part of my_data must have labels",
     ),
     "no test images": (DATA.replace('"test"', '"tset"'), "but found no 'test' in a dict"),
@@ -161,7 +159,6 @@ def test_a_mistake_in_a_data_set_is_told_with_file_and_line_before_anything_is_t
         (["--dataset", "digit"], "did you mean digits?"),
         (["--network", "digits_cn"], "did you mean digits_cnn?"),
         (["--network", "my.py"], "such as my.py:build"),
-        (["--dataset", "data.py:my_data", "--network", "mnist_small"], None),
         (["--dataset", "data.py:my_data", "--network", "small_cnn"], "small_cnn needs images of at least 16x16 pixels"),
         (["--dataset", "data.py:digits"], "'digits' is the name of a data set of the project"),
     ],
@@ -170,9 +167,12 @@ def test_a_mistake_in_the_words_is_told_before_anything_is_written(words, says, 
     write(METHOD)
     write(METHOD, "other.py")
     write(DATA + "\n\ndigits = my_data\n", "data.py")
-    if says is None:
-        assert plan(suite.load("digits-common", {"dataset.name": words[1], "network": {"name": words[3]}}))
-        return
     assert atbench(*run(*words)) == 2
     assert says in capsys.readouterr().err
     assert not Path("report").exists()
+
+
+def test_a_data_set_of_fewer_classes_than_autoattack_needs_is_told_so_before_anything_is_trained(atbench, capsys):
+    write(DATA.replace("% 4", "% 3"))
+    assert atbench("run", "digits-common", "--dataset", "my.py:my_data") == 2
+    assert "AutoAttack needs at least 4 classes (targeted DLR), but my_data has 3" in capsys.readouterr().err
