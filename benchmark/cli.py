@@ -19,6 +19,8 @@ _EXAMPLES = {
     "list": "atbench list methods",
     "show": "atbench show trades",
 }
+_A_METHOD = "a name of `atbench list methods`, or FILE:CLASS of your own"
+_A_DATASET = "a name of `atbench list datasets`, or FILE:OBJECT of your own"
 _SUMMARIES = {
     "run": "train, attack and report a whole suite",
     "train": "train one method",
@@ -84,6 +86,10 @@ def _run_words(parser: ArgumentParser) -> None:
     """
     parser.add_argument("suite", help="a name of `atbench list suites`, or a YAML file")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these (default: all of the suite)")
+    mine = "a method of your own beside them: a subclass of methods.base.AdversarialTraining"
+    parser.add_argument("--method", nargs="+", action="extend", default=[], metavar="FILE:CLASS", help=mine)
+    family = "what yours is compared with, such as pgd_at,trades; of the suite only these run beside it"
+    parser.add_argument("--against", nargs="+", metavar="NAME", help=family)
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="in place of the suite's")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/SUITE)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
@@ -92,7 +98,7 @@ def _run_words(parser: ArgumentParser) -> None:
 
 def _train_words(parser: ArgumentParser) -> None:
     """Train one method in a suite's setting; the weights and their card stay in a folder of their own."""
-    parser.add_argument("method", help="a name of `atbench list methods`")
+    parser.add_argument("method", help=_A_METHOD)
     parser.add_argument("--suite", default="digits-common", help="whose setting (default: digits-common)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
     _add_common(parser)
@@ -103,13 +109,13 @@ def _evaluate_words(parser: ArgumentParser) -> None:
 
     Nothing is trained; every image's verdict is written, and a stopped run resumes.
     """
-    builder = "a function without arguments that returns an nn.Module from images in [0, 1] to logits, or a name of "
+    builder = "a function that returns an nn.Module from images in [0, 1] to logits, or a name of "
     radii = "in pixel units (default: 8/255); of several, AutoAttack runs at the last"
     attacks = "of pgd20, cw20, autoattack (default: these three), pgd20_any, and cw_l2 for the norm l2"
     add = parser.add_argument
     add("--model", required=True, metavar="FILE:BUILDER", help=f"{builder}`atbench list architectures`")
     add("--weights", required=True, type=Path, metavar="FILE", help="safetensors, or a PyTorch state dict")
-    add("--dataset", required=True, metavar="NAME", help="a name of `atbench list datasets`")
+    add("--dataset", required=True, metavar="NAME", help=_A_DATASET)
     add("--norm", default="linf", choices=["linf", "l2", "l1"], help="of the perturbation (default: linf)")
     add("--epsilon", nargs="+", type=str, default=["8/255"], metavar="FRACTION", help=radii)
     add("--attacks", nargs="+", default=["pgd20", "cw20", "autoattack"], metavar="NAME", help=attacks)
@@ -133,7 +139,7 @@ def _list_words(parser: ArgumentParser) -> None:
 
 def _show_words(parser: ArgumentParser) -> None:
     """Show a method: its equation and reading, its settings, and the figures published for it."""
-    parser.add_argument("method", help="a name of `atbench list methods`")
+    parser.add_argument("method", help=_A_METHOD)
 
 
 def _add_common(parser: ArgumentParser) -> None:
@@ -147,6 +153,9 @@ def _add_common(parser: ArgumentParser) -> None:
     parser.add_argument("--precision", choices=precisions, help="of training, in place of the suite's")
     shared = "share BatchNorm's statistics between GPUs"
     parser.add_argument("--sync-batchnorm", action="store_true", help=shared)
+    parser.add_argument("--dataset", metavar="NAME", help=f"in place of the suite's: {_A_DATASET}")
+    network = "in place of the suite's: a name of `atbench list architectures`, or FILE:BUILDER of your own"
+    parser.add_argument("--network", metavar="NAME", help=network)
     kept = "of trained weights (default: checkpoints)"
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="FOLDER", help=kept)
     _add_data(parser)
@@ -173,6 +182,10 @@ def _run(chosen: Namespace) -> int:
         data_root=chosen.data_root,
         download=chosen.download,
         processes=_positive("--workers", chosen.workers),
+        own=chosen.method,
+        against=_names(chosen.against),
+        dataset=chosen.dataset,
+        network=chosen.network,
     )
 
 
@@ -189,6 +202,8 @@ def _train(chosen: Namespace) -> int:
         devices=Devices(chosen.devices, chosen.num_nodes),
         data_root=chosen.data_root,
         download=chosen.download,
+        dataset=chosen.dataset,
+        network=chosen.network,
     )
 
 
@@ -246,6 +261,11 @@ def _show(chosen: Namespace) -> int:
 
     print(inspection.method(chosen.method))
     return 0
+
+
+def _names(words: list[str] | None) -> list[str] | None:
+    """Split names at commas as well as at spaces."""
+    return None if words is None else [name for word in words for name in word.split(",") if name]
 
 
 def _positive(option: str, value: Any) -> Any:

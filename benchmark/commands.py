@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmark import own_parts
 from benchmark.data import load as load_data
 from benchmark.devices import Devices
 from benchmark.display import Display
@@ -21,6 +22,7 @@ from benchmark.storage import locked, read_yaml, write_text, write_yaml
 from benchmark.suite import Suite, load
 from benchmark.tasks import Places, Task, expected_parts
 from benchmark.training import CARD, failed_card
+from benchmark.user_code import shown
 
 
 def run(
@@ -35,12 +37,20 @@ def run(
     data_root: Path | None,
     download: bool,
     processes: int | None,
+    own: Sequence[str] = (),
+    against: Sequence[str] | None = None,
+    dataset: str | None = None,
+    network: str | None = None,
 ) -> int:
     """Train and attack a suite's experiments, then make its report; returns the exit code.
 
     0: everything is there. 1: a method failed, the others went on. 2: the same, but a person's input was the reason.
+
+    Args:
+        own, against, dataset, network: see :mod:`benchmark.own_parts`.
     """
-    suite = _reduced(load(suite_name, changes), methods, seeds)
+    suite = own_parts.with_methods(_load(suite_name, changes, dataset, network), methods, own, against)
+    suite = suite if seeds is None else dataclasses.replace(suite, seeds=list(seeds))
     experiments = plan(suite)
     list(jobs(suite.evaluation, ranked=True))  # so that a misspelled attack is told before anything is written
     report = output or Path("reports") / escaped(suite.name)
@@ -73,11 +83,12 @@ def train(
     devices: Devices,
     data_root: Path | None,
     download: bool,
+    dataset: str | None = None,
+    network: str | None = None,
 ) -> int:
     """Train one method in a suite's setting and say where its weights are; returns the exit code."""
-    suite = load(suite_name, changes)
-    own = suite.methods.get(method)
-    suite = dataclasses.replace(suite, methods={method: own}, seeds=[seed], dataset=_one_fold(suite))
+    suite = own_parts.with_methods(_load(suite_name, changes, dataset, network), [method])
+    suite = dataclasses.replace(suite, seeds=[seed], dataset=_one_fold(suite))
     (experiment,) = plan(suite)
     folder = checkpoints / experiment.name
     places = Places(checkpoints, folder, data_root, download, devices)
@@ -86,7 +97,7 @@ def train(
     _test_images(suite, experiment.fold, places)
     console = Console(stderr=True)
     tasks = [] if (folder / CARD).is_file() else [Task(experiment)]
-    with Display(method, len(tasks), console) as display:
+    with Display(experiment.method, len(tasks), console) as display:
         outcomes = run_tasks(tasks, places, suite.evaluation, processes=1, watcher=display)
     for outcome in outcomes.values():
         if outcome.error:
@@ -113,11 +124,11 @@ def _one_fold(suite: Suite) -> Any:
     return dataclasses.replace(suite.dataset, folds=suite.dataset.folds[:1])
 
 
-def _reduced(suite: Suite, methods: Sequence[str] | None, seeds: Sequence[int] | None) -> Suite:
-    """Cut a suite down to some methods and seeds; methods it does not list are added with their defaults."""
-    if methods is not None:
-        suite = dataclasses.replace(suite, methods={method: suite.methods.get(method) for method in methods})
-    return suite if seeds is None else dataclasses.replace(suite, seeds=list(seeds))
+def _load(name: str, changes: Mapping[str, Any], dataset: str | None, network: str | None) -> Suite:
+    """Read a suite with another data set or network in place of its own, and changed; changes have the last word."""
+    if dataset is None and network is None:
+        return load(name, changes)
+    return load(name, {**own_parts.in_place_of(load(name), dataset, network), **changes})
 
 
 def _test_images(suite: Suite, fold: int, places: Places) -> int:
@@ -129,6 +140,7 @@ def _test_images(suite: Suite, fold: int, places: Places) -> int:
         fold=fold,
         train_images=suite.dataset.train_images,
         validation_images=suite.dataset.validation_images,
+        code=suite.dataset.code,
     )
     return len(splits.test)
 
@@ -140,8 +152,9 @@ def _keep_suite(report: Path, suite: Suite) -> None:
         BadInput: when the folder holds results of a suite that differs in anything but methods, seeds and folds.
     """
     path, now = report / "suite.yaml", suite.as_plain()
-    if path.is_file() and _holds_results(report):
-        before = read_yaml(path)
+    before = read_yaml(path) if path.is_file() and _holds_results(report) else None
+    if before is not None:
+        _forget_failures_of_older_code(report, before, now)
         key = _first_difference(before, now)
         if key is not None:
             raise BadInput(
@@ -150,6 +163,8 @@ def _keep_suite(report: Path, suite: Suite) -> None:
         now["methods"] = {**before["methods"], **now["methods"]}
         now["seeds"] = sorted({*before["seeds"], *now["seeds"]})
         now["dataset"]["folds"] = sorted({*before["dataset"]["folds"], *now["dataset"]["folds"]})
+        if own := {**before.get("own", {}), **now.get("own", {})}:
+            now["own"] = own
     write_yaml(path, now)
 
 
@@ -158,12 +173,40 @@ def _holds_results(report: Path) -> bool:
     return any(any((report / kind).glob("*")) for kind in ("experiments", "evidence"))
 
 
+def _forget_failures_of_older_code(report: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Drop what failed with a user's file that was mended since, here and in ``before``; what was measured stays."""
+    shared = [part for part in ("dataset", "network") if _mended(before[part].get("code"), now[part].get("code"))]
+    own = {method for method, code in now.get("own", {}).items() if _mended(before.get("own", {}).get(method), code)}
+    cards = [(path, read_yaml(path)) for path in (report / "experiments").glob("*.yaml")]
+    for method in before["methods"] if shared else own:
+        failed = [(path, card["experiment"]) for path, card in cards if card["method"] == method]
+        if any(card["status"] == "done" for _, card in cards if card["method"] == method) or any(
+            (report / "evidence" / escaped(name)).exists() for _, name in failed
+        ):
+            return
+        for path, name in failed:
+            path.unlink()
+            failure_path(report, name).unlink(missing_ok=True)
+        if method in own:
+            before["own"][method] = now["own"][method]
+    for part in shared:
+        before[part]["code"] = now[part]["code"]
+
+
+def _mended(before: dict[str, str] | None, now: dict[str, str] | None) -> bool:
+    return before is not None and now is not None and before["sha256"] != now["sha256"]
+
+
 def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
     """Name the first setting in which two suites differ; adding methods, seeds and folds is no difference."""
-    if key in (".seeds", ".dataset.folds", ".title", ".note"):
+    if key in (".seeds", ".dataset.folds", ".title", ".note", ".against"):
         return None
+    if key == ".own":  # left out where there is none
+        before, now = before or {}, now or {}
     if isinstance(before, dict) and isinstance(now, dict):
-        both = [name for name in now if name in before] if key == ".methods" else list({**before, **now})
+        if "sha256" in before and "sha256" in now:  # a user's file, wherever it lies
+            return f"version of {shown(now['path'])}" if _mended(before, now) else None
+        both = [name for name in now if name in before] if key in (".methods", ".own") else list({**before, **now})
         found = (_first_difference(before.get(name), now.get(name), f"{key}.{name}") for name in both)
         return next((name for name in found if name is not None), None)
     return None if before == now else key.removeprefix(".")

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from benchmark import architectures, data, suite
+from benchmark import architectures, data, own_method, suite, user_code
 from benchmark.experiment import resolve
 from benchmark.results import survey
 from methods import catalogue
@@ -41,19 +41,21 @@ def _summary(key: str) -> str:
 
 
 def method(key: str) -> str:
-    """Describe a method: its docstring, its settings with their defaults, and what others published for it.
+    """Describe a method, the project's or a user's FILE:CLASS: docstring, settings, and what others published for it.
 
     Raises:
         BadInput: for an unknown key, with the nearest.
     """
-    found = catalogue.get(key)
+    code = user_code.find(key, "Mine") if user_code.is_reference(key) else None
+    found = own_method.find(key, code)
+    key = found.card.key
     lines = [
         f"{key}: {found.__name__}, category {found.card.category}, ranked in class {found.card.comparison}",
         "",
         inspect.cleandoc(found.__doc__ or ""),
         "",
         "Settings (defaults; a suite sets inner.steps):",
-        _indented(yaml.safe_dump(resolve(key, {}, inner_steps=10), sort_keys=False)),
+        _indented(yaml.safe_dump(resolve(key, {}, 10, code), sort_keys=False)),
         "Published (the survey's Table 1; nothing of it was measured here):",
         *_rows(survey.table1(), key, ("architecture", "attack", "epsilon", "dataset", "accuracy_percent", "note")),
         "AutoAttack by third parties:",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from benchmark import user_code
 from benchmark.errors import BadInput
 from benchmark.processes import end_with_parent
 from benchmark.suite import Evaluation
@@ -173,16 +174,22 @@ def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gp
         perform(task, places, settings, tell)
         outcome = Outcome()
     except BadInput as error:
-        outcome = Outcome(str(error), traceback.format_exc(), bad_input=True)
+        outcome = Outcome(_place(error, task) + str(error), traceback.format_exc(), bad_input=True)
     except torch.cuda.OutOfMemoryError as error:
         outcome = Outcome(f"out of GPU memory: lower the batch size ({_line(error)})", traceback.format_exc())
     except MemoryError:
         outcome = Outcome("out of memory: lower the batch size or --workers", traceback.format_exc())
-    except Exception as error:
-        outcome = Outcome(f"{type(error).__name__}: {_line(error)}", traceback.format_exc())
+    except (Exception, SystemExit) as error:  # a user's file may call for an exit
+        outcome = Outcome(_place(error, task) + user_code.described(error), traceback.format_exc())
     with contextlib.suppress(OSError):
         pipe.send(outcome)
         pipe.close()
+
+
+def _place(error: BaseException, task: Task) -> str:
+    """Say where in a user's own file it happened, for those who wrote one."""
+    place = user_code.place(error, *(code.path for code in task.experiment.user_code.values()))
+    return f"{place}: " if place else ""
 
 
 def _line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from attacks.pixels import Pixels, fraction
 from attacks.threat import ThreatModel
 from benchmark.errors import BadInput
 from benchmark.storage import read_yaml
+from benchmark.user_code import UserCode, anchored
 from methods.recipe import Recipe
 
 FOLDER = Path(__file__).parent / "suites"
@@ -28,13 +29,17 @@ def _check_distinct(key: str, values: list[Any], *, may_be_empty: bool = False) 
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Which images; ``train_images`` and ``validation_images`` cut the set down; digits have ``folds`` 0 to 4."""
+    """Which images; ``train_images`` and ``validation_images`` cut the set down; digits have ``folds`` 0 to 4.
+
+    ``name`` may be a user's FILE:OBJECT, which :func:`benchmark.own_parts.take_up` turns into a name and its ``code``.
+    """
 
     name: str = "digits"
     augment: bool = False
     train_images: int | None = None
     validation_images: int | None = None
     folds: list[int] = field(default_factory=lambda: [0])
+    code: UserCode | None = None
 
     def __post_init__(self) -> None:
         _check_distinct("dataset.folds", self.folds)
@@ -42,10 +47,11 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """Which network: a name of ``atbench list architectures`` and its settings."""
+    """Which network: a name of ``atbench list architectures``, or a user's FILE:BUILDER, and its settings."""
 
     name: str = "digits_cnn"
     settings: dict[str, Any] = field(default_factory=dict)
+    code: UserCode | None = None
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,12 @@ class Suite:
         note: a warning that every table, figure page and CSV carries.
         inner_steps: attack steps in training, for methods that let a preset choose.
         methods: keys of methods to their own settings; nothing but what is special to them.
+            One may be a user's FILE:CLASS.
         seeds: one experiment each, for every method (and fold).
         precision: of training, as Lightning names it; evaluation is in float32.
         sync_batchnorm: share BatchNorm's statistics between several GPUs; else each has those of its part of the batch.
+        own: where methods of a user's live, by key.
+        against: the methods that those are compared with; where none is named, all are compared with ``pgd_at``.
     """
 
     name: str
@@ -121,13 +130,21 @@ class Suite:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     sync_batchnorm: bool = False
     evaluation: Evaluation = Evaluation()
+    own: dict[str, UserCode] = field(default_factory=dict)
+    against: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_distinct("seeds", self.seeds)
+        _check_distinct("against", self.against, may_be_empty=True)
 
     def as_plain(self) -> dict[str, Any]:
-        """Give the suite as values that YAML holds, every default written out."""
-        return _plain(asdict(self))
+        """Give the suite as values that YAML holds, every default written out but those of a user's own code."""
+        values: dict[str, Any] = _plain(asdict(self))
+        code = [(values["dataset"], "code"), (values["network"], "code"), (values, "own"), (values, "against")]
+        for holder, key in code:
+            if not holder[key]:
+                del holder[key]
+        return values
 
 
 def names() -> list[str]:
@@ -148,6 +165,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
     path, values = _read(name, ())
     for key, value in (changes or {}).items():
         _set(values, key, value)
+    _anchor(values, Path())
     stray = next((key for key in values if key not in Suite.__dataclass_fields__), None)
     if stray is not None:
         near = difflib.get_close_matches(str(stray), Suite.__dataclass_fields__, n=1)
@@ -193,10 +211,21 @@ def _read(name: str, above: tuple[Path, ...]) -> tuple[Path, dict[str, Any]]:
         where = f"{above[-1]}: based_on: " if above else ""
         raise BadInput(f"{where}there is no suite {name!r}: {hint}")
     values = read_yaml(path)
+    _anchor(values, path.parent)
     base = values.pop("based_on", None)
     if base is not None:
         values = _merged(_read(str(base), (*above, path.resolve()))[1], values)
     return path, values
+
+
+def _anchor(values: dict[str, Any], folder: Path) -> None:
+    """Look from ``folder`` for the files of a user's that a suite names, in place."""
+    for section in ("dataset", "network"):
+        part = values.get(section)
+        if isinstance(part, dict) and isinstance(part.get("name"), str) and not part.get("code"):
+            values[section] = part | {"name": anchored(part["name"], folder)}
+    if isinstance(values.get("methods"), dict):
+        values["methods"] = {anchored(str(name), folder): own for name, own in values["methods"].items()}
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

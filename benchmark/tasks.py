@@ -61,7 +61,7 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
         (folder / "failure.txt").unlink(missing_ok=True)
         return
     experiment, card = task.experiment, read_yaml(folder / CARD)
-    test = load(experiment.dataset.name, places.data_root, fold=experiment.fold).test
+    test = load(experiment.dataset.name, places.data_root, fold=experiment.fold, code=experiment.dataset.code).test
     for checkpoint in settings.checkpoints:
         network = restore(experiment, folder / f"{checkpoint}.safetensors", card["weights"][checkpoint]["sha256"])
         same_measurement(

@@ -56,6 +56,7 @@ def train(
         fold=experiment.fold,
         train_images=experiment.dataset.train_images,
         validation_images=experiment.dataset.validation_images,
+        code=experiment.dataset.code,
     )
     method = experiment.build_method(experiment.build_network())
     data = ImageData(
@@ -198,13 +199,11 @@ def _identity_card(experiment: Experiment, method: AdversarialTraining) -> dict[
 
 def failed_card(experiment: Experiment, error: str) -> dict[str, Any]:
     """Give the card of an experiment that ended with an error, for the report."""
-    from methods import catalogue
-
     return {
         "experiment": experiment.name,
         "status": "failed",
         "error": error,
-        **_identity_card(experiment, catalogue.get(experiment.method)),  # type: ignore[arg-type] # has the card too
+        **_identity_card(experiment, experiment.method_class),  # type: ignore[arg-type] # has the card too
     }
 
 

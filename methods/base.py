@@ -34,6 +34,7 @@ Category = Literal[
     "efficient",
     "variant",
     "generalization",
+    "own",  # a user's, outside the survey
 ]
 
 
@@ -244,8 +245,17 @@ class AdversarialTraining(pl.LightningModule):
         self.draws.begin(epoch=self.current_epoch, step=batch_idx, rank=self.global_rank)
         self._key_global_generator(step=batch_idx)  # for dropout: a resumed epoch's loader has drawn other numbers
         loss = self.trace_step(batch).loss
+        self._check_loss(loss)
         self.note("loss", loss)
         return loss
+
+    def _check_loss(self, loss: Any) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.grad_fn is None:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            graph = " without a graph" if isinstance(loss, Tensor) and loss.grad_fn is None else ""
+            code = type(self).training_loss.__code__  # the error's own traceback does not lead there
+            where = f"{code.co_filename.rpartition('/')[2]}, line {code.co_firstlineno}"
+            raise TypeError(f"training_loss ({where}) returns one number with its graph, but found {found}{graph}")
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average the weights after the optimizer moved them."""

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.data import idx, sources, svhn
+from benchmark.data import idx, own, sources, svhn
 from benchmark.data.description import Description, describe
 from benchmark.data.images import Images, Splits, fixed_order
 from benchmark.errors import BadInput
+from benchmark.user_code import UserCode
 
 FOLDS = 5  # of digits
 _DIGITS_TEST, _DIGITS_HELD_OUT = 400, 200
@@ -41,6 +42,7 @@ def load(
     fold: int = 0,
     train_images: int | None = None,
     validation_images: int | None = None,
+    code: UserCode | None = None,
 ) -> Splits:
     """Read ``name`` and split it the same way every time; nothing is drawn, nothing is fetched unless asked for.
 
@@ -58,11 +60,14 @@ def load(
         download: fetch a missing set into ``root``.
         fold: which fifth of digits is tested on, 0 to 4; the other sets have fold 0 only.
         train_images, validation_images: how many to take, where not all of the protocol's.
+        code: of a user's own data set, which is read and split by :mod:`benchmark.data.own`.
 
     Raises:
         BadInput: unknown name, fold out of range, more images asked for than there are, a failed download.
         MissingData, CorruptData: kinds of BadInput; a file is absent, or is not the published one.
     """
+    if code is not None:
+        return own.load(code, fold=fold, train_images=train_images, validation_images=validation_images)
     description = describe(name)
     folds = FOLDS if name == "digits" else 1
     if not 0 <= fold < folds:

@@ -79,23 +79,26 @@ def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, again
     """Compare the worst case of each ranked method with ``against`` in its class, image by image; columns COMPARISONS.
 
     ``difference`` is the method's accuracy minus the other's. Holm corrects over all comparisons of a class, its
-    ranking epsilons together.
+    ranking epsilons together. Where a user named what methods of theirs are compared with, these are all comparisons
+    and one family, and a class other than the method's own stands beside it.
     """
     ranked = table[table.rank_low.notna()]
+    named = suite.compared is not None
     lines: list[dict[str, object]] = []
-    for (group, epsilon), rows in groups(ranked, ["class", "epsilon"]):
+    for (*_, epsilon), rows in groups(ranked, ["epsilon"] if named else ["class", "epsilon"]):
         names, cells = _worst_cells(verdicts, suite.ranked_checkpoint, epsilon, rows.method)
-        seeds = dict(zip(rows.method, rows.seeds, strict=True))
-        for method in sorted(names):
+        seeds, classes = (dict(zip(rows.method, rows[column], strict=True)) for column in ("seeds", "class"))
+        for method in sorted(names if suite.compared is None else {*names} & {*suite.compared}):
             for other in against:
                 if other == method or other not in names:
                     continue
                 found = paired_difference(cells[names.index(method)], cells[names.index(other)])
+                group = " against ".join(dict.fromkeys([classes[method], classes[other]]))
                 what = {"class": group, "method": method, "against": other, "epsilon": epsilon, "seeds": seeds[method]}
                 ends = {"difference": found.interval.estimate, "low": found.interval.low, "high": found.interval.high}
                 lines.append({**what, **ends, "p": found.p, "images": found.images})
     compared = pd.DataFrame(lines, columns=COMPARISONS)
-    for _, family in compared.groupby("class"):
+    for family in [compared] if named else [rows for _, rows in compared.groupby("class")]:
         compared.loc[family.index, "p_holm"] = holm(family.p.tolist())
     differences = zip(compared.difference.tolist(), compared.p_holm.tolist(), strict=True)
     return compared.assign(verdict=[verdict(difference, p) for difference, p in differences])

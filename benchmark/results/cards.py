@@ -103,6 +103,11 @@ class Suite:
         return list(self.content.get("against") or ["pgd_at"])
 
     @property
+    def compared(self) -> list[str] | None:
+        """The user's methods, where it is named what they alone are compared with; None for every method."""
+        return list(self.content.get("own") or []) or None if self.content.get("against") else None
+
+    @property
     def expected(self) -> list[tuple[str, int]]:
         """Every pair of method and seed that the suite asks for."""
         return [(method, seed) for method in self.methods for seed in self.content.get("seeds") or [0]]

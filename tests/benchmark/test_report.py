@@ -17,6 +17,7 @@ from benchmark.report.summary import summarise
 from benchmark.report.table import readable_accuracy, readable_leaderboard
 from benchmark.results import survey
 from benchmark.results.evidence import evidence_folder, write_part
+from benchmark.results.statistics import holm
 from tests.benchmark.make_report import (
     FEW,
     METHODS,
@@ -130,6 +131,21 @@ def test_each_method_is_compared_with_pgd_at_and_equality_is_never_claimed(repor
     assert (compared.p_holm >= compared.p).all()
     assert set(compared.verdict) <= {"higher", "lower", "not resolved"}
     assert compared.set_index("method").verdict["natural"] == "lower"
+
+
+def test_a_users_methods_are_compared_with_those_named_and_with_nothing_else_as_one_family(tmp_path):
+    methods = {"natural": 0.05, "pgd_at": 0.28, "adp": 0.2, "mine": 0.24}
+    own = {
+        "own": {"mine": {"path": "/x/my.py", "name": "Mine", "sha256": "0"}},
+        "against": ["pgd_at", "adp", "natural"],
+    }
+    folder = make_report(tmp_path, methods, attacked=FEW, evaluation={"ranked_at": [0.15]}, **own)
+    write_card(folder, "adp", comparison_class="C")
+    compared = summarise(folder).comparisons.set_index("against")
+    assert set(compared.method) == {"mine"}
+    assert compared["class"].to_dict() == {"pgd_at": "A", "natural": "A", "adp": "A against C"}
+    assert compared.p_holm.tolist() == pytest.approx(holm(compared.p.tolist()))  # of all three, whatever their classes
+    assert (compared.p_holm > compared.p).any()
 
 
 def test_table_1_has_the_34_rows_and_only_measured_cells(report):
