@@ -158,6 +158,8 @@ def _add_common(parser: ArgumentParser) -> None:
     parser.add_argument("--network", metavar="NAME", help=network)
     kept = "of trained weights (default: checkpoints)"
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="FOLDER", help=kept)
+    listener = "tensorboard or wandb, beside the history.csv that is always written; may be given for each"
+    parser.add_argument("--logger", action="append", default=[], metavar="NAME", help=listener)
     _add_data(parser)
 
 
@@ -181,6 +183,7 @@ def _run(chosen: Namespace) -> int:
         devices=Devices(chosen.devices, chosen.num_nodes),
         data_root=chosen.data_root,
         download=chosen.download,
+        loggers=tuple(chosen.logger),
         processes=_positive("--workers", chosen.workers),
         own=chosen.method,
         against=_names(chosen.against),
@@ -204,6 +207,7 @@ def _train(chosen: Namespace) -> int:
         download=chosen.download,
         dataset=chosen.dataset,
         network=chosen.network,
+        loggers=tuple(chosen.logger),
     )
 
 
@@ -243,8 +247,12 @@ def _changes(chosen: Namespace) -> dict[str, Any]:
 
 def _report(chosen: Namespace) -> int:
     from benchmark.report import build
+    from benchmark.results.alarms import sentences
+    from benchmark.results.cards import read_cards
 
     build(chosen.folder)
+    for sentence in sentences(read_cards(chosen.folder).contents):
+        print(f"alarm: {sentence}", file=sys.stderr)
     print(chosen.folder / "index.html")
     return 0
 

@@ -15,6 +15,9 @@ from benchmark.display import Display
 from benchmark.errors import BadInput
 from benchmark.evaluation import RANKING_ONLY, jobs
 from benchmark.experiment import Experiment, plan
+from benchmark.loggers import check as check_loggers
+from benchmark.results.alarms import sentences
+from benchmark.results.cards import read_cards
 from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path, finished_parts
 from benchmark.runner import Outcome, workers
 from benchmark.runner import run as run_tasks
@@ -41,6 +44,7 @@ def run(
     against: Sequence[str] | None = None,
     dataset: str | None = None,
     network: str | None = None,
+    loggers: tuple[str, ...] = (),
 ) -> int:
     """Train and attack a suite's experiments, then make its report; returns the exit code.
 
@@ -49,12 +53,13 @@ def run(
     Args:
         own, against, dataset, network: see :mod:`benchmark.own_parts`.
     """
+    check_loggers(loggers)
     suite = own_parts.with_methods(_load(suite_name, changes, dataset, network), methods, own, against)
     suite = suite if seeds is None else dataclasses.replace(suite, seeds=list(seeds))
     experiments = plan(suite)
     list(jobs(suite.evaluation, ranked=True))  # so that a misspelled attack is told before anything is written
     report = output or Path("reports") / escaped(suite.name)
-    places = Places(checkpoints, report, data_root, download, devices)
+    places = Places(checkpoints, report, data_root, download, devices, loggers)
     tests = {fold: _test_images(suite, fold, places) for fold in suite.dataset.folds}
     devices.share(suite.recipe.batch_size)
     devices.check()
@@ -85,13 +90,15 @@ def train(
     download: bool,
     dataset: str | None = None,
     network: str | None = None,
+    loggers: tuple[str, ...] = (),
 ) -> int:
     """Train one method in a suite's setting and say where its weights are; returns the exit code."""
+    check_loggers(loggers)
     suite = own_parts.with_methods(_load(suite_name, changes, dataset, network), [method])
     suite = dataclasses.replace(suite, seeds=[seed], dataset=_one_fold(suite))
     (experiment,) = plan(suite)
     folder = checkpoints / experiment.name
-    places = Places(checkpoints, folder, data_root, download, devices)
+    places = Places(checkpoints, folder, data_root, download, devices, loggers)
     devices.share(suite.recipe.batch_size)
     devices.check()
     _test_images(suite, experiment.fold, places)
@@ -103,7 +110,10 @@ def train(
         if outcome.error:
             write_text(folder / "failure.txt", outcome.trace)
     if not any(outcome.error for outcome in outcomes.values()):
-        for name, kept in read_yaml(folder / CARD)["weights"].items():
+        card = read_yaml(folder / CARD)
+        for sentence in sentences([card]):
+            console.out(f"alarm: {sentence}", highlight=False)
+        for name, kept in card["weights"].items():
             score = ", ".join(f"{key.replace('_', ' ')} {kept[key]:.3f}" for key in kept if key.startswith("held_out"))
             console.out(f"{folder / name}.safetensors  epoch {kept['epoch']}  {score}", highlight=False)
     return _exit_code(outcomes, console, folder)
@@ -253,6 +263,8 @@ def _report(folder: Path, console: Console) -> None:
     from benchmark.report import build
 
     build(folder)
+    for sentence in sentences(read_cards(folder).contents):
+        console.out(f"alarm: {sentence}", highlight=False)
     console.out(f"report: {folder / 'index.html'}", highlight=False)
 
 

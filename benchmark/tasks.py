@@ -24,13 +24,14 @@ Tell = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Places:
-    """Where things lie: weights of all suites, one suite's report, the data sets."""
+    """Where things lie: weights of all suites, one suite's report, the data sets; and who is told of a training."""
 
     checkpoints: Path
     report: Path
     data_root: Path | None = None
     download: bool = False
     devices: Devices = Devices()
+    loggers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,11 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
 
 
 def _train(experiment: Experiment, folder: Path, places: Places, tell: Tell) -> dict[str, Any]:
-    where: dict[str, Any] = {"data_root": places.data_root, "download": places.download}
+    where: dict[str, Any] = {
+        "data_root": places.data_root,
+        "download": places.download,
+        "loggers": places.loggers,
+    }
     if places.devices.world == 1:
         return train(experiment, folder, tell=tell, **where)
     if not (folder / CARD).is_file():

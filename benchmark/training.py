@@ -3,24 +3,26 @@
 import importlib.metadata
 import logging
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
-from attacks.passes import Passes, counting, networks_in
+from attacks.passes import networks_in
+from benchmark.cost import Cost
 from benchmark.data import ImageData, load
 from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.experiment import Experiment
+from benchmark.loggers import HISTORY, History, listening
 from benchmark.storage import atomically, read_yaml, save_weights, write_yaml
+from methods.alarm import catastrophic_overfitting, label_leaking
 from methods.base import AdversarialTraining
 from methods.selection import KeepBest
 
@@ -36,15 +38,20 @@ def train(
     download: bool = False,
     devices: Devices = Devices(),
     tell: Tell | None = None,
+    loggers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train ``experiment`` in ``folder`` and give its card; a finished one is only read, a broken one resumed.
 
     With several ``devices`` this runs in a process for each (:func:`benchmark.ranks.train_on_ranks`); the first of them
     writes, and gives the card. Writes ``last.safetensors``, ``best.safetensors`` (state dicts of
-    ``method.classifier()``), ``card.yaml`` at the very end, and ``resume.ckpt`` after every epoch until then.
+    ``method.classifier()``), ``card.yaml`` at the very end, ``history.csv`` after every epoch, and until the end
+    ``resume.ckpt``.
+
+    Args:
+        loggers: names of :data:`benchmark.loggers.CHOICES`; they write into ``folder`` too.
 
     Raises:
-        BadInput: for missing data, or a ``resume.ckpt`` that cannot be read.
+        BadInput: for missing data, a logger that is not installed, or a ``resume.ckpt`` that cannot be read.
         FloatingPointError: when the loss, or a weight at the end, is no number.
     """
     if (folder / CARD).is_file():
@@ -67,16 +74,22 @@ def train(
     )
     best, cost = KeepBest(), Cost()
     resume = folder / RESUME
-    with _quiet():
-        trainer = _trainer(experiment, method, devices, [SameWork(experiment), best, cost, SaveEachEpoch(resume, tell)])
+    books = [SameWork(experiment), best, cost, History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]
+    settings = _yaml_ready(experiment.identity())
+    with _quiet(), listening(loggers, experiment.name, folder, settings) as listeners:
+        trainer = _trainer(experiment, method, devices, books, listeners)
         trainer.fit(method, datamodule=data, ckpt_path=_readable(resume), weights_only=True)
     if not trainer.is_global_zero:
         return {}
-    return _finish(experiment, folder, method, best, cost, images=len(splits.train), devices=devices)
+    return _finish(experiment, folder, method, best, cost, images=len(splits.train))
 
 
 def _trainer(
-    experiment: Experiment, method: AdversarialTraining, devices: Devices, callbacks: list[pl.Callback]
+    experiment: Experiment,
+    method: AdversarialTraining,
+    devices: Devices,
+    callbacks: list[pl.Callback],
+    loggers: list[Logger],
 ) -> pl.Trainer:
     if experiment.sync_batchnorm and not torch.cuda.is_available():
         raise BadInput(
@@ -92,7 +105,7 @@ def _trainer(
         max_epochs=method.data_passes(),
         precision=experiment.precision,  # type: ignore[arg-type] # the suite's schema has checked it
         callbacks=callbacks,
-        logger=False,
+        logger=loggers or False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -138,9 +151,8 @@ def _finish(
     folder: Path,
     method: AdversarialTraining,
     best: KeepBest,
-    cost: "Cost",
+    cost: Cost,
     images: int,
-    devices: Devices,
 ) -> dict[str, Any]:
     last = method.classifier().state_dict()
     if not all(torch.isfinite(value).all() for value in last.values()):
@@ -170,9 +182,11 @@ def _finish(
         "seconds": round(cost.training_seconds, 2),
         "selection_seconds": round(cost.selection_seconds, 2),
         "device": _device(),
-        "devices": devices.world,
+        **cost.of_devices(),
         "remarks": method.remarks(),
         "weights": kept,
+        "catastrophic_overfitting": catastrophic_overfitting(method.history),
+        "label_leaking": label_leaking(method.history),
         "trials": 1,
         "versions": versions(),
         "history": method.history,
@@ -228,46 +242,6 @@ def _version(package: str) -> str:
 
 def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-class Cost(pl.Callback):
-    """Count passes and seconds from outside, training and selection apart; they go on counting after a resumption."""
-
-    def __init__(self) -> None:
-        self.training, self.selection = Passes(), Passes()
-        self.training_seconds = self.selection_seconds = 0.0
-        self._since = 0.0
-        self._counters = ExitStack()
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Count training from here."""
-        self._counters.enter_context(counting(pl_module.network, self.training))
-        self._since = time.perf_counter()
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Count selection from here: Lightning validates inside the epoch."""
-        self._counters.close()
-        self.training_seconds += time.perf_counter() - self._since
-        self._counters.enter_context(counting(pl_module.classifier(), self.selection))
-        self._since = time.perf_counter()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Stop counting selection; nothing of the epoch's training is left."""
-        self._counters.close()
-        self.selection_seconds += time.perf_counter() - self._since
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give the counts for a checkpoint."""
-        return {
-            "training": asdict(self.training),
-            "selection": asdict(self.selection),
-            "seconds": [self.training_seconds, self.selection_seconds],
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the counts of a checkpoint."""
-        self.training, self.selection = Passes(**state_dict["training"]), Passes(**state_dict["selection"])
-        self.training_seconds, self.selection_seconds = state_dict["seconds"]
 
 
 class SameWork(pl.Callback):

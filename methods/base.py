@@ -17,12 +17,13 @@ from attacks.modes import in_mode
 from attacks.objectives import Objective
 from attacks.randomness import key
 from attacks.threat import ThreatModel
+from methods.alarm import FGSM, PGD10, right_under_fgsm
 from methods.draws import Draws
 from methods.inner import Inner
 from methods.per_image import PerImage
 from methods.per_row import PerRow
 from methods.recipe import Recipe
-from methods.selection import Score, held_out_verdicts
+from methods.selection import Score, held_out_right
 
 Category = Literal[
     "origin",
@@ -99,6 +100,7 @@ class AdversarialTraining(pl.LightningModule):
 
     card: ClassVar[Card]
     faces_adversary: ClassVar[bool] = True  # natural training does not: neither in its loss nor in its selection
+    single_step: ClassVar[bool] = False  # trains on one-step attacks: watch it for catastrophic overfitting
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class AdversarialTraining(pl.LightningModule):
         self.draws: Any = Draws(seed)
         self.averaged = _averaged(network, recipe)
         self.held_out_score: Score | None = None
+        self.held_out_alarm: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self._notes: dict[str, list[Tensor]] = defaultdict(list)
         self._held_out: list[Tensor] = []
@@ -281,11 +284,11 @@ class AdversarialTraining(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Write one line of history; stop a run whose loss is no longer a number."""
-        self.history = self._history_so_far()
+        self.history = self.history_so_far()
         self.log_dict({name: self.history[-1][name] for name in self._notes})
         self._notes.clear()
 
-    def _history_so_far(self) -> list[dict[str, float]]:
+    def history_so_far(self) -> list[dict[str, float]]:
         """Give :attr:`history` with a line for the present epoch, whose end some callbacks see before the module."""
         if not self._notes:
             return self.history
@@ -295,8 +298,9 @@ class AdversarialTraining(pl.LightningModule):
                 f"the training loss became {means['loss']} in epoch {self.current_epoch} (from 0): lower "
                 f"recipe.learning_rate ({self.recipe.learning_rate:g}) or set recipe.gradient_clip"
             )
-        score = self.held_out_score
-        held_out = {} if score is None else {"held_out_robust": score.robust, "held_out_clean": score.clean}
+        held_out: dict[str, float] = {}
+        if (score := self.held_out_score) is not None:
+            held_out = {"held_out_robust": score.robust, "held_out_clean": score.clean, **self.held_out_alarm}
         return [*self.history[: self.current_epoch], {"epoch": self.current_epoch, **means, **held_out}]
 
     # The held-out images, on which the best epoch is chosen
@@ -308,15 +312,20 @@ class AdversarialTraining(pl.LightningModule):
             self._held_out.append(self.held_out_counts(Batch(x, y, index)))
 
     def held_out_counts(self, batch: Batch) -> Tensor:
-        """Count, as int64 ``(3,)``, the images that are right under attack, right when clean, and all of them."""
-        network = self.classifier()
+        """Count, as int64, the images that are right under attack, right when clean, and all of them.
+
+        For a single-step method two counts more: right under FGSM, and under PGD-10 on the cross-entropy.
+        """
+        network, alarm = self.classifier(), []
         with in_mode(network, "eval"):
             if self.faces_adversary:
-                clean, robust = held_out_verdicts(network, *batch, self.threat, seed=self.seed)
+                clean, pgd10, robust = held_out_right(network, *batch, self.threat, seed=self.seed)
+                if self.single_step:
+                    alarm = [right_under_fgsm(network, batch.x, batch.y, self.threat).sum(), pgd10.sum()]
             else:
                 with torch.no_grad():
                     clean = robust = network(batch.x).argmax(1) == batch.y
-        return torch.stack([robust.sum(), clean.sum(), torch.tensor(len(batch.y), device=clean.device)])
+        return torch.stack([robust.sum(), clean.sum(), torch.tensor(len(batch.y), device=clean.device), *alarm])
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's counts, and score the statistics of BatchNorm that will be saved."""
@@ -335,11 +344,13 @@ class AdversarialTraining(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Turn counts, summed over devices, into this epoch's score."""
-        mine = torch.stack(self._held_out).sum(0) if self._held_out else torch.zeros(3, dtype=torch.int64)
+        kinds = 5 if self.single_step else 3
+        mine = torch.stack(self._held_out).sum(0) if self._held_out else torch.zeros(kinds, dtype=torch.int64)
         counts = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum")
-        robust, clean, images = (int(count) for count in counts)
+        robust, clean, images, *alarm = (int(count) for count in counts)
         self.held_out_score = Score(robust=robust / images, clean=clean / images)
-        self.log_dict({"held_out_robust": robust / images, "held_out_clean": clean / images})
+        self.held_out_alarm = {name: count / images for name, count in zip((FGSM, PGD10), alarm, strict=False)}
+        self.log_dict({"held_out_robust": robust / images, "held_out_clean": clean / images, **self.held_out_alarm})
 
     # Lightning
 
@@ -365,7 +376,7 @@ class AdversarialTraining(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep history and memories with the weights; weights whose loss is no number replace no checkpoint."""
-        checkpoint["history"] = self._history_so_far()
+        checkpoint["history"] = self.history_so_far()
         checkpoint["per_image"] = {name: memory.state_dict() for name, memory in self._kept(PerImage).items()}
         checkpoint["per_row"] = {name: self._of_all_ranks(rows.table) for name, rows in self._kept(PerRow).items()}
 

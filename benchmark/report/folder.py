@@ -71,6 +71,8 @@ def _texts(summary: Summary) -> dict[str, str]:
         "autoattack_stages": summary.autoattack_stages,
         "comparisons": summary.comparisons,
         "table1": summary.table1,
+        "costs": summary.costs,
+        "alarm": summary.alarm,
     }
     found = {f"{name}.csv": table.csv(frame, suite.note) for name, frame in frames.items()}
     readable = {

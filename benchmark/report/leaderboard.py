@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from benchmark.report.measure import RUN, cells_of, groups
-from benchmark.results.cards import Suite
+from benchmark.results.alarms import of_checkpoint
+from benchmark.results.cards import Cards, Suite
 from benchmark.results.statistics import holm, paired_difference, rank_intervals, verdict
 from benchmark.results.worst_case import WORST_CASE
 
@@ -17,8 +18,14 @@ _MEASURED = [f"{attack}{end}" for attack in ATTACKS for end in ("", "_low", "_hi
 LEADERBOARD = [
     *("class", "rank_low", "rank_high", "method", "category", "network", "checkpoint", "epsilon", *_MEASURED),
     *("seeds", "images", "trials", "members", "parameters", "passes", "forward_passes", "backward_passes"),
-    *("selection_passes", "seconds", "engine", "status", "status_note"),
+    *("selection_passes", "seconds", "device_hours", "peak_memory_mib", "engine", "catastrophic_overfitting", "alarm"),
+    *("status", "status_note"),
 ]
+COSTS = [
+    *("method", "seed", "fold", "devices", "device_name", "forward_passes", "backward_passes", "selection_passes"),
+    *("seconds", "selection_seconds", "device_hours", "peak_memory_mib", "peak_memory_of", "status", "experiment"),
+]
+_WORDS = {"method", "device_name", "peak_memory_of", "status", "experiment"}
 COMPARISONS = [
     *(
         "class",
@@ -38,7 +45,7 @@ COMPARISONS = [
 
 
 def leaderboard(
-    suite: Suite, cards: pd.DataFrame, verdicts: pd.DataFrame, runs: pd.DataFrame, figures: pd.DataFrame
+    suite: Suite, read: Cards, verdicts: pd.DataFrame, runs: pd.DataFrame, figures: pd.DataFrame
 ) -> pd.DataFrame:
     """Return one line per method, checkpoint and ranking epsilon, and one per failed experiment; columns LEADERBOARD.
 
@@ -46,9 +53,9 @@ def leaderboard(
     is NaN. Carried verdicts are for curves: an attack that holds any is left out here.
 
     Args:
-        cards: as ``Cards.table``.
         verdicts: as ``judged``, without failed experiments; ``runs`` ``per_network`` of them, ``figures`` ``pooled``.
     """
+    cards = read.table
     going = cards[cards.status != "failed"]
     networks = {group: len(rows[RUN].drop_duplicates()) for group, rows in groups(cards, "comparison_class")}
     images = suite.images or int(runs.images.max() if len(runs) else 0)
@@ -56,21 +63,25 @@ def leaderboard(
     lines = []
     for method, own in groups(going, "method"):
         costs = _costs(own)
+        trained = [card for card in read.contents if card["experiment"] in set(own.experiment)]
         for checkpoint in sorted({suite.ranked_checkpoint, *figures.checkpoint[figures.method == method]}):
+            collapse, alarm = of_checkpoint(trained, checkpoint)
+            mark = {"catastrophic_overfitting": collapse, "alarm": alarm}
             for epsilon in suite.ranked_at:
                 here, attacked = (_at(table, method, checkpoint, epsilon) for table in (figures, runs))
                 status, note = _state(suite, checkpoint, attacked, images, networks[costs["class"]])
                 place = {"checkpoint": checkpoint, "epsilon": epsilon, "status": status, "status_note": note}
                 engine = engines.get((method, checkpoint, epsilon), "")
-                lines.append({**costs, **_accuracies(here), **place, "engine": engine})
+                lines.append({**costs, **_accuracies(here), **place, "engine": engine, **mark})
     for _, card in cards[cards.status == "failed"].iterrows():
         lines.append(
             {**_costs(card.to_frame().T), "status": "failed", "status_note": f"{card.experiment}: {card.error}"}
         )
     table = pd.DataFrame(lines, columns=LEADERBOARD)
     numbers = ["epsilon", *_MEASURED, "seeds", "images", "trials", "members", "parameters", "seconds"]
+    numbers.append("catastrophic_overfitting")
     table = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
-    words = ["category", "network", "checkpoint", "engine", "status_note"]
+    words = ["category", "network", "checkpoint", "engine", "alarm", "status_note"]
     table = table.assign(**{name: table[name].astype(object).fillna("") for name in words})
     return _sorted(_ranked(table, verdicts), suite)
 
@@ -104,6 +115,19 @@ def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, again
     return compared.assign(verdict=[verdict(difference, p) for difference, p in differences])
 
 
+def costs(cards: pd.DataFrame) -> pd.DataFrame:
+    """Return what each experiment cost, passes per training image; columns COSTS, what a card does not say is empty.
+
+    Args:
+        cards: as ``Cards.table``.
+    """
+    selection = pd.to_numeric(cards.selection_forward_passes) + pd.to_numeric(cards.selection_backward_passes)
+    named = cards.assign(selection_passes=selection, device_name=cards.device)
+    numbers = [name for name in COSTS if name not in _WORDS]
+    found = named.assign(**{name: pd.to_numeric(named[name]) for name in numbers})
+    return found[COSTS].sort_values(["method", "seed", "fold"], kind="stable").reset_index(drop=True)
+
+
 def autoattack_stages(evidence: pd.DataFrame, cards: pd.DataFrame) -> pd.DataFrame:
     """Return how many images survive each attack of AutoAttack, the clean picture first; accuracies are fractions.
 
@@ -125,7 +149,7 @@ def autoattack_stages(evidence: pd.DataFrame, cards: pd.DataFrame) -> pd.DataFra
 
 
 def _costs(cards: pd.DataFrame) -> dict[str, Any]:
-    """Return what a method's cards say together: names of the first, the largest network, costs on average."""
+    """Return what a method's cards say together: names of the first, largest network and memory, average costs."""
     first = cards.iloc[0]
     mean = {
         key: pd.to_numeric(cards[key]).mean()
@@ -135,6 +159,7 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
             "selection_forward_passes",
             "selection_backward_passes",
             "seconds",
+            "device_hours",
         )
     }
     return {
@@ -151,6 +176,8 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
         "backward_passes": mean["backward_passes"],
         "selection_passes": mean["selection_forward_passes"] + mean["selection_backward_passes"],
         "seconds": mean["seconds"],
+        "device_hours": mean["device_hours"],
+        "peak_memory_mib": pd.to_numeric(cards.peak_memory_mib).max(),
     }
 
 

@@ -29,6 +29,12 @@ _OPTIONAL = {  # key of a card: what stands in for it where a run did not get so
     "selection_forward_passes": None,
     "selection_backward_passes": None,
     "seconds": None,
+    "selection_seconds": None,
+    "devices": None,
+    "device": "",
+    "device_hours": None,
+    "peak_memory_mib": None,
+    "peak_memory_of": "",
     "trials": 1,
 }
 

@@ -36,6 +36,7 @@ class FastAT(AdversarialTraining):
     """
 
     card = Card(key="fast_at", category="efficient", citation="wong2020fast")
+    single_step = True
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from benchmark import ranks, suite
 from benchmark.devices import Devices, _first_of
 from benchmark.errors import BadInput
 from benchmark.experiment import plan
+from benchmark.loggers import HISTORY
 from benchmark.storage import load_weights, read_yaml
 from benchmark.training import CARD, train
 
@@ -51,6 +52,8 @@ def test_two_devices_write_what_one_would_and_go_on_after_a_kill(tmp_path):
     assert card.keys() == alone.keys()
     assert card["forward_passes"] == pytest.approx(alone["forward_passes"], rel=0.03)  # an image is dealt twice
     assert card["selection_forward_passes"] == alone["selection_forward_passes"]
+    assert card["device_hours"] == pytest.approx(2 * card["seconds"] / 3600, abs=1e-5)
+    assert len((tmp_path / "whole" / HISTORY).read_text().splitlines()) == 3  # the headings, and one line an epoch
 
     def stop(what, done, total):
         raise Stopped

@@ -33,7 +33,7 @@ from tests.benchmark.make_report import (
 
 NAMES = {
     *("leaderboard.csv", "leaderboard.md", "leaderboard.tex", "table1.csv", "table1.md", "table1.tex", "index.html"),
-    *("accuracy.csv", "autoattack_stages.csv", "comparisons.csv"),
+    *("accuracy.csv", "autoattack_stages.csv", "comparisons.csv", "costs.csv", "alarm.csv"),
     *(
         f"figures/{name}.{kind}"
         for name in (
@@ -291,6 +291,13 @@ def test_classes_are_ranked_apart(tmp_path):
     summary = summarise(tmp_path)
     assert summary.leaderboard[summary.leaderboard.rank_low.notna()].rank_high.tolist() == [1, 1]
     assert summary.comparisons.empty
+
+
+def test_a_report_of_sound_methods_has_no_alarm(report):
+    assert "catastrophic overfitting in" not in (report / "index.html").read_text()
+    assert "alarm" not in (report / "leaderboard.md").read_text()
+    assert table(report, "alarm").empty
+    assert table(report, "leaderboard").catastrophic_overfitting.isna().all()
 
 
 def test_a_failed_experiment_is_a_row_with_its_error(tmp_path):
