@@ -138,7 +138,7 @@ def _list_words(parser: ArgumentParser) -> None:
 
 
 def _show_words(parser: ArgumentParser) -> None:
-    """Show a method: its equation and reading, its settings, and the figures published for it."""
+    """Show a method: paper, formula, steps, reading chosen, warnings, settings, and the figures published for it."""
     parser.add_argument("method", help=_A_METHOD)
 
 
@@ -265,9 +265,9 @@ def _list(chosen: Namespace) -> int:
 
 
 def _show(chosen: Namespace) -> int:
-    from benchmark import inspection
+    from benchmark.method_page import page
 
-    print(inspection.method(chosen.method))
+    print(page(chosen.method))
     return 0
 
 

@@ -26,6 +26,15 @@ class IAAT(AdversarialTraining):
     Source: Balaji et al., 2019, arXiv:1910.08051, algorithm 1. Reading: train mode in every forward, as in the authors'
     code, so that the attacks move BatchNorm's statistics; nothing caps a radius from above.
 
+    Steps: 1. Forward the clean images and see which are right. 2. In the warm-up give those the whole epsilon, the
+    others 0; afterwards attack at each image's radius and at gamma more, see what holds, and move the radius by the
+    share beta towards the outcome. 3. Attack once more at the new radius, from a fresh start. 4. Forward that;
+    cross-entropy, backward, optimizer step.
+
+    Warning: the mean radius explains the row: below the ranked epsilon expect more clean and less robust accuracy,
+    above it the reverse. Warning: the survey's figure is very likely of a targeted attack; no AutoAttack figure is
+    known.
+
     Args:
         inner: ``step_size`` is the floor :math:`a_0` of an image's step, which is 2 radius / steps above it.
         gamma: how much further than its radius an image is tried, in pixel units or relative.

@@ -25,6 +25,15 @@ class FreeAT(Interleaved):
     batch, starts at zero once and is carried over between replays, batches and epochs; the clip is part of the graph,
     with gradient 1 on a bound; train mode throughout.
 
+    Steps: 1. Forward image plus noise, clipped to the pixel range, in train mode. 2. One backward pass gives the
+    gradients by the weights and by the noise, both at the same weights. 3. The noise moves along the sign of its
+    gradient, back into the ball. 4. Optimizer step; the schedule advances. 5. All of this m times for the same
+    minibatch.
+
+    Warning: it sees the data m times less often than others; a short recipe leaves it under-trained, which is no
+    finding against it: compare at equal passes. Warning: at larger radii it too can overfit catastrophically with m = 8
+    (Andriushchenko and Flammarion, NeurIPS 2020), and AutoAttack lies some 5 points below the published PGD-100.
+
     Args:
         replays: m, how often a minibatch is used; None takes 8, the published best, in a recipe of 80 epochs or more,
             else 4.
