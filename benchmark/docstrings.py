@@ -6,6 +6,7 @@ A paragraph may open with, or go over after a full stop into, one of these::
     Steps: 1. What one training step does first. 2. What it does next.
     Reading: what was chosen where paper and code differ or say nothing.
     Warning: what the literature found; the word may stand several times.
+    History: the notes that the method leaves in its history.
 
 The formula stands under ``.. math::``, the settings under ``Args:``.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 from benchmark.unicode_math import readable
 
-LEADS = ("Source", "Steps", "Reading", "Warning")
+LEADS = ("Source", "Steps", "Reading", "Warning", "History")
 _LEAD = re.compile(rf"(?:^|(?<=[.;] ))({'|'.join(LEADS)}): ")
 _BLOCK = re.compile(r"^(Args|Attributes|Raises|Returns|Example):{1,2}$")
 
@@ -33,6 +34,7 @@ class Description:
     steps: list[str]
     readings: list[str]
     warnings: list[str]
+    notes: list[str]
     settings: dict[str, str]
 
 
@@ -56,6 +58,7 @@ def describe(documented: Any) -> Description:
         steps=[step for said in found["Steps"] for step in numbered(said)],
         readings=found["Reading"],
         warnings=found["Warning"],
+        notes=found["History"],
         settings=_settings(blocks.get("Args", "")),
     )
 

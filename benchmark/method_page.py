@@ -38,6 +38,7 @@ def page(key: str, width: int | None = None) -> str:
     lines.section("One training step", said.steps, marks="{}. ")
     lines.section("Reading chosen", said.readings)
     lines.section("Warnings", said.warnings, marks="- ")
+    lines.section("Noted in its history, epoch by epoch", said.notes, capitals=False)
     lines.gap()
     lines.say("Settings and their defaults (a suite sets inner.steps)")
     _settings(lines, resolve(key, {}, 10, code), said.settings)

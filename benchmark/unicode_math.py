@@ -30,6 +30,7 @@ def readable(latex: str) -> str:
     text = re.sub(r"\s*\\q?quad\s*", "   ", text)
     text = text.replace(r"\|", "‖").replace(r"\{", "❴").replace(r"\}", "❵")
     text = re.sub(r"\\(hat|tilde|bar|overline)\s*(?:\{(\\?[A-Za-z]+)\}|(\\[A-Za-z]+|\w))", _with_accent, text)
+    text = re.sub(r"(\\[A-Za-z]+)(?=\\)", r"\1 ", text)
     text = re.sub(r"\\([A-Za-z]+)", lambda m: _SYMBOLS.get(m[1], m[1]), text)
     text = re.sub(r"\^(?:\{([0-9+-]+)\}|(\d))", lambda m: (m[1] or m[2]).translate(_RAISED), text)
     text = re.sub(r"_(?:\{(\d+)\}|(\d))", lambda m: (m[1] or m[2]).translate(_LOWERED), text)

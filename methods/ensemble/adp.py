@@ -24,13 +24,17 @@ class ADP(AdversarialTraining):
         \bar p = \tfrac{1}{K} \sum_k p_k, \quad M_{ij} = \langle \tilde p_i, \tilde p_j \rangle
 
     with :math:`p_k` the prediction of member k, :math:`\tilde p_k` the same without its entry of the TRUE class and of
-    length one, H the entropy. One step: (an attack on the mean prediction, if ``plus_adv``,) one forward per member on
-    one shared batch, the loss, one backward, one optimizer step for all.
+    length one, H the entropy.
 
     Source: Pang et al., ICML 2019, arXiv:1901.08846; authors' Keras code (``tf``) and the PyTorch code of DVERGE
     (``pt``), whose formulas agree. Reading: a SUM over members, for which alpha and beta are tuned and in which each
     member's gradient is that of a network trained alone; clean images only, as in the survey's row; weights of the last
     epoch or of the best on held-out images, where the authors keep the best on the test set.
+
+    Steps: 1. Forward the one shared batch through every member, in train mode. 2. Sum of the members' cross-entropies,
+    less alpha times the entropy of the mean prediction, less beta times the log-determinant of the wrong classes'
+    directions. 3. One backward through all members, one optimizer step for all. 4. With ``plus_adv`` an attack on the
+    mean prediction comes first, and the loss counts its images too.
 
     Warning: broken by stronger attacks (Tramer et al., NeurIPS 2020, arXiv:2002.08347): ten steps of PGD do not
     converge on this loss surface, which is no robustness. Report AutoAttack beside PGD-10. The survey's row is

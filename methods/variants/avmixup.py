@@ -19,10 +19,21 @@ class AVMixup(AdversarialTraining):
         \hat y = w\, \phi(y, \lambda_1) + (1 - w)\, \phi(y, \lambda_2), \quad w \sim Beta(\alpha, \alpha)
 
     with :math:`\delta` the perturbation of PGD and :math:`\phi(y, \lambda)` the label that leaves :math:`\lambda` to
-    the true class. Source: Lee et al., CVPR 2020, arXiv:2003.02484. Reading: batch statistics during the attack, which
+    the true class.
+
+    Source: Lee et al., CVPR 2020, arXiv:2003.02484. Reading: batch statistics during the attack, which
     moves no running statistic, as in the authors' TensorFlow; one w per image; the vertex is clipped to the pixel range
     but not to the ball, so that images with w < 1/2 may lie up to 2 epsilon away. A recipe's label smoothing is not
     added: these labels are soft already.
+
+    Steps: 1. Attack the hard labels' cross-entropy by PGD, with batch statistics. 2. Go on to the vertex, gamma times
+    as far from the image, and clip it to the pixel range. 3. Draw one w per image; mix image and vertex, and their two
+    smoothed labels, by the same w. 4. In train mode forward the mixed images; soft cross-entropy, backward, optimizer
+    step.
+
+    Warning: such soft labels flatter PGD on the cross-entropy: the published CW-20 is 5 to 17 points lower, and no
+    AutoAttack figure is known, so rank it by the worst case. Warning: the survey's Tiny ImageNet figure may be that of
+    the PGD baseline. Warning: the loss does not fall to 0, because the labels themselves have entropy.
 
     Args:
         gamma: how far the vertex lies, in perturbations.

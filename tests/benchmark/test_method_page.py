@@ -178,6 +178,7 @@ def test_what_has_no_numbers_is_one_step():
         (r"\frac{a + b}{K}", "(a + b)/K"),
         (r"10^{-12} x_0 x^2", "10⁻¹² x₀ x²"),
         (r"\min_{k \ne y} \{q_k\}", "min_(k ≠ y) {q_k}"),
+        (r"\log\det(M), \tfrac{1}{K} \tilde p_k", "log det(M), 1/K p\u0303_k"),
         (r"\unheardof{x}", "unheardofx"),
     ],
 )
