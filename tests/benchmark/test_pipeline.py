@@ -127,7 +127,7 @@ def test_a_reduced_quickstart_leaves_tables_of_all_methods_attacks_and_radii(und
         "trades": 15,
         "mart": 12,
         "adp": 9,
-        "iaat": 21,
+        "iaat": 24,
         "free_at": 4,
         "fast_at": 6,
         "avmixup": 9,
