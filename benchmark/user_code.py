@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmark.errors import BadInput
 
+_FOLDERS: set[Path] = set()  # from which files of the user's were loaded in this process
 _OURS = {"attacks", "methods", "benchmark"}  # never a user's neighbour: their file may lie beside these folders
 
 
@@ -139,6 +140,7 @@ def _module(path: Path, sha256: str) -> ModuleType:
     module.__file__ = str(path)
     sys.modules[name] = module
     folder = str(path.parent)
+    _make_way(path)
     sys.path.insert(0, folder)
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), vars(module))  # no bytecode of an older file is used
@@ -150,6 +152,16 @@ def _module(path: Path, sha256: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.append(folder)  # for what it imports later; last, so that it stands before nothing of ours
     return module
+
+
+def _make_way(path: Path) -> None:
+    """Forget neighbours of the same name that another file of the user's brought in from its own folder."""
+    for neighbour in _with_neighbours(path)[1:]:
+        name = ".".join(neighbour.relative_to(path.parent).with_suffix("").parts).removesuffix(".__init__")
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None and str(neighbour) != file and any(Path(file).is_relative_to(one) for one in _FOLDERS):
+            del sys.modules[name]
+    _FOLDERS.add(path.parent)
 
 
 def _is_own(value: Any, module: ModuleType) -> bool:

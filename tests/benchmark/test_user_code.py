@@ -230,3 +230,13 @@ def test_a_file_that_changes_while_a_command_runs_is_noticed():
 )
 def test_a_class_name_becomes_a_key(name, key):
     assert user_code.UserCode("/x/my.py", name, "").key == key
+
+
+def test_files_in_two_folders_have_neighbours_of_their_own_though_of_one_name(tmp_path):
+    for side in ("left", "right"):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "helpers.py").write_text(f"SIDE = {side!r}\n")
+        (tmp_path / side / "mine.py").write_text("import helpers\n\ndef build():\n    return helpers.SIDE\n")
+    found = [user_code.find(f"{tmp_path / side / 'mine.py'}:build", "build") for side in ("left", "right")]
+    assert [user_code.load(code)() for code in found] == ["left", "right"]
+    assert user_code.load(found[0])() == "left"
