@@ -3,83 +3,29 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from attacks.errors import BadInput
-from attacks.modes import in_mode
 from attacks.objectives import Objective
 from attacks.randomness import key
 from attacks.threat import ThreatModel
-from methods.alarm import FGSM, PGD10, right_under_fgsm
 from methods.draws import Draws
+from methods.held_out import HeldOut
 from methods.inner import Inner
 from methods.per_image import PerImage
 from methods.per_row import PerRow
 from methods.recipe import Recipe
-from methods.selection import Score, held_out_right
-
-Category = Literal[
-    "origin",
-    "regularization",
-    "curriculum",
-    "ensemble",
-    "adaptive epsilon",
-    "semi-supervised",
-    "efficient",
-    "variant",
-    "generalization",
-    "own",  # a user's, outside the survey
-]
-
-
-@dataclass(frozen=True)
-class Card:
-    """Who a method is: its key, its category in the survey, the key of its citation, the class it is ranked in.
-
-    ``comparison`` is the letter of protocol.md: A one network, labelled data, fixed epsilon; B changed network; C
-    ensembles; D other data; E unions of norms; F rejection.
-    """
-
-    key: str
-    category: Category
-    citation: str
-    comparison: Literal["A", "B", "C", "D", "E", "F"] = "A"
-
-
-class Batch(NamedTuple):
-    """Images ``(n, c, h, w)`` in [0, 1], labels ``(n,)`` and the samples' numbers in their data set ``(n,)``, int64."""
-
-    x: Tensor
-    y: Tensor
-    index: Tensor  # type: ignore[assignment] # the protocol's word, though tuples have a method of that name
-
-    @classmethod
-    def of(cls, items: Any) -> "Batch":
-        """Take what a DataLoader yields: ``(x, y, index)``, or ``(x, y)`` where nothing is kept per sample."""
-        if len(items) == 2:
-            x, y = items
-            return cls(x, y, torch.arange(len(y), device=y.device))
-        return cls(*items)
-
-
-class StepTrace(NamedTuple):
-    """What one training step made, up to the optimizer: the images it trained on, and the loss with its graph."""
-
-    adversarial: Tensor
-    loss: Tensor
-
+from methods.records import Batch, Card, StepTrace
 
 _Memory = TypeVar("_Memory", PerImage, PerRow)
 
 
-class AdversarialTraining(pl.LightningModule):
+class AdversarialTraining(HeldOut):
     """Train a network against an adversary; a method overrides ``training_loss`` and little else.
 
     Places to override: :meth:`training_loss`, :meth:`perturb`, :meth:`optimizers_for`, :meth:`on_epoch`,
@@ -99,8 +45,6 @@ class AdversarialTraining(pl.LightningModule):
     """
 
     card: ClassVar[Card]
-    faces_adversary: ClassVar[bool] = True  # natural training does not: neither in its loss nor in its selection
-    single_step: ClassVar[bool] = False  # trains on one-step attacks: watch it for catastrophic overfitting
 
     def __init__(
         self,
@@ -119,11 +63,8 @@ class AdversarialTraining(pl.LightningModule):
         self.seed = seed
         self.draws: Any = Draws(seed)
         self.averaged = _averaged(network, recipe)
-        self.held_out_score: Score | None = None
-        self.held_out_alarm: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self._notes: dict[str, list[Tensor]] = defaultdict(list)
-        self._held_out: list[Tensor] = []
 
     # What a method says of itself
 
@@ -292,7 +233,7 @@ class AdversarialTraining(pl.LightningModule):
         """Give :attr:`history` with a line for the present epoch, whose end some callbacks see before the module."""
         if not self._notes:
             return self.history
-        means = {name: torch.stack(values).mean().item() for name, values in self._notes.items()}
+        means = {name: self._over_ranks(torch.stack(values).mean()).item() for name, values in self._notes.items()}
         if not math.isfinite(means.get("loss", 0.0)):
             raise FloatingPointError(
                 f"the training loss became {means['loss']} in epoch {self.current_epoch} (from 0): lower "
@@ -303,54 +244,12 @@ class AdversarialTraining(pl.LightningModule):
             held_out = {"held_out_robust": score.robust, "held_out_clean": score.clean, **self.held_out_alarm}
         return [*self.history[: self.current_epoch], {"epoch": self.current_epoch, **means, **held_out}]
 
-    # The held-out images, on which the best epoch is chosen
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Attack held-out training images at the full radius of the threat."""
-        with torch.inference_mode(False):
-            x, y, index = (item.clone() for item in Batch.of(batch))
-            self._held_out.append(self.held_out_counts(Batch(x, y, index)))
-
-    def held_out_counts(self, batch: Batch) -> Tensor:
-        """Count, as int64, the images that are right under attack, right when clean, and all of them.
-
-        For a single-step method two counts more: right under FGSM, and under PGD-10 on the cross-entropy.
-        """
-        network, alarm = self.classifier(), []
-        with in_mode(network, "eval"):
-            if self.faces_adversary:
-                clean, pgd10, robust = held_out_right(network, *batch, self.threat, seed=self.seed)
-                if self.single_step:
-                    alarm = [right_under_fgsm(network, batch.x, batch.y, self.threat).sum(), pgd10.sum()]
-            else:
-                with torch.no_grad():
-                    clean = robust = network(batch.x).argmax(1) == batch.y
-        return torch.stack([robust.sum(), clean.sum(), torch.tensor(len(batch.y), device=clean.device), *alarm])
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last epoch's counts, and score the statistics of BatchNorm that will be saved."""
-        self._held_out.clear()
-        self._share_buffers()
-
-    def on_train_end(self) -> None:
-        """Leave every device with the same network."""
-        self._share_buffers()
-
-    def _share_buffers(self) -> None:
-        """Take the first device's buffers: each device's BatchNorm has seen its own part of the batches."""
-        if self._ranks() > 1:
-            for buffer in self.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-
-    def on_validation_epoch_end(self) -> None:
-        """Turn counts, summed over devices, into this epoch's score."""
-        kinds = 5 if self.single_step else 3
-        mine = torch.stack(self._held_out).sum(0) if self._held_out else torch.zeros(kinds, dtype=torch.int64)
-        counts = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum")
-        robust, clean, images, *alarm = (int(count) for count in counts)
-        self.held_out_score = Score(robust=robust / images, clean=clean / images)
-        self.held_out_alarm = {name: count / images for name, count in zip((FGSM, PGD10), alarm, strict=False)}
-        self.log_dict({"held_out_robust": robust / images, "held_out_clean": clean / images, **self.held_out_alarm})
+    def _over_ranks(self, mine: Tensor) -> Tensor:
+        """Average a number over all devices; all of them must come here."""
+        if self._ranks() == 1:
+            return mine
+        mean: Tensor = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="mean")
+        return mean
 
     # Lightning
 
@@ -390,9 +289,6 @@ class AdversarialTraining(pl.LightningModule):
 
     def _kept(self, kind: type[_Memory]) -> dict[str, _Memory]:
         return {name: value for name, value in vars(self).items() if isinstance(value, kind)}
-
-    def _ranks(self) -> int:
-        return 1 if self._trainer is None else self.trainer.world_size
 
     def _of_all_ranks(self, tensor: Tensor | None) -> Tensor | None:
         """Stack what the ranks have, ``(ranks, ...)``; all of them must come here, as they do to save a checkpoint."""

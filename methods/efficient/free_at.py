@@ -45,6 +45,7 @@ class FreeAT(Interleaved):
     """
 
     card = Card(key="free_at", category="efficient", citation="shafahi2019adversarial")
+    single_step = True
 
     def __init__(
         self,
