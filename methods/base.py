@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ from methods.inner import Inner
 from methods.per_image import PerImage
 from methods.recipe import Recipe
 from methods.selection import Score, held_out_verdicts
+from methods.unlabelled import References
 
 Category = Literal[
     "origin",
@@ -76,7 +78,7 @@ class AdversarialTraining(pl.LightningModule):
     """Train a network against an adversary; a method overrides ``training_loss`` and little else.
 
     Places to override: :meth:`training_loss`, :meth:`perturb`, :meth:`optimizers_for`, :meth:`on_epoch`,
-    :meth:`classifier`.
+    :meth:`classifier`, and for a semi-supervised method :attr:`references` and :meth:`labelled_rows`.
 
     Args:
         network: images ``(n, c, h, w)`` in [0, 1] to logits ``(n, k)``; normalisation is its first layer.
@@ -93,6 +95,7 @@ class AdversarialTraining(pl.LightningModule):
 
     card: ClassVar[Card]
     faces_adversary: ClassVar[bool] = True  # natural training does not: neither in its loss nor in its selection
+    references: ClassVar[References | None] = None  # of a semi-supervised method: most labels are hidden from it
 
     def __init__(
         self,
@@ -129,6 +132,15 @@ class AdversarialTraining(pl.LightningModule):
     def optimizers_for(self, recipe: Recipe) -> torch.optim.Optimizer:
         """Make the optimizer; by default the recipe's, of all parameters of the network."""
         return recipe.build_optimizer(self.network.parameters())
+
+    @classmethod
+    def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
+        """Tell whether these settings of a semi-supervised method ask for a teacher's labels of unlabelled images."""
+        return False
+
+    def labelled_rows(self, batch_size: int, labels: int, images: int) -> int:
+        """Say how many of a batch's images have a label, when ``labels`` of all ``images`` have one: all by default."""
+        return batch_size
 
     @property
     def last_epoch(self) -> int:

@@ -14,6 +14,7 @@ _HOMES = [
     "origins.pgd_at:PGDAT",
     "regularization.trades:TRADES",
     "regularization.mart:MART",
+    "semi_supervised.rst:RST",
     "efficient.fast_at:FastAT",
 ]
 

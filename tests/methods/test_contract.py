@@ -18,6 +18,7 @@ FORWARD_BACKWARD_UPDATES = {
     "trades": (K + 1 + 2, K + 2, 2),
     "mart": (K + 2, K + 2, 2),
     "fast_at": (2, 2, 2),
+    "rst": (K + 1 + 2, K + 2, 2),
 }
 every_method = pytest.mark.parametrize("name", catalogue.names())
 draws_at_random = pytest.mark.parametrize("name", [name for name in catalogue.names() if name != "natural"])
@@ -154,7 +155,7 @@ def test_the_trace_shows_the_images_that_the_loss_was_computed_on(name, batch):
     handle = method.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     adversarial = trace(method, batch).adversarial
     handle.remove()
-    assert torch.equal(seen[-1], adversarial)
+    assert any(torch.equal(x, adversarial) for x in seen[-2:])  # the last forward, or the one before a clean one
 
 
 @every_method

@@ -53,6 +53,13 @@ def fast_at(case: Case):
     )
 
 
+def rst(case: Case):
+    if case.settings["adversarial"]:
+        return gaussian_start(case, entropy_weight=case.settings["entropy_weight"])
+    threat = ThreatModel("l2", case.settings["epsilon"])
+    return catalogue.get("rst")(case.network, threat, beta=case.settings["beta"], sigma="epsilon")
+
+
 BUILDERS = {
     "pgd_at": pgd_at,
     "robust_overfitting": pgd_at,
@@ -60,6 +67,7 @@ BUILDERS = {
     "trades": trades,
     "mart": gaussian_start,
     "fast_at": fast_at,
+    "rst": rst,
 }
 CASES = [case for method in BUILDERS for case in cases(method, "training_step")]
 
@@ -87,7 +95,7 @@ def test_one_training_step_repeats_the_authors_code(case):
         torch.testing.assert_close(
             batch_norms[0].running_mean.tolist(), expected["first_bn_running_mean_after"], rtol=1e-7, atol=1e-9
         )
-    if "first_bn_running_mean_after_attack" in expected and case.settings["attack_mode"] == "train":
+    if "first_bn_running_mean_after_attack" in expected and case.settings.get("attack_mode") == "train":
         rerun = BUILDERS[case.method](again := one(case.method, case.name)).double()
         rerun.draws = again.draws
         rerun.perturb(Batch.of(again.batch), cross_entropy_with(again.batch[1]))
