@@ -13,6 +13,7 @@ from benchmark.display import Display
 from benchmark.errors import BadInput
 from benchmark.evaluation import RANKING_ONLY, jobs
 from benchmark.experiment import Experiment, plan
+from benchmark.references import references, with_teachers
 from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path, finished_parts
 from benchmark.runner import Outcome, workers
 from benchmark.runner import run as run_tasks
@@ -38,12 +39,15 @@ def run(
 
     0: everything is there. 1: a method failed, the others went on. 2: the same, but a person's input was the reason.
     """
-    suite = _reduced(load(suite_name, changes), methods, seeds)
-    experiments = plan(suite)
+    whole = load(suite_name, changes)
+    suite = _reduced(whole, methods, seeds)
+    experiments = plan(suite, data_root)
+    experiments += references(experiments, whole, data_root)
     list(jobs(suite.evaluation, ranked=True))  # so that a misspelled attack is told before anything is written
     report = output or Path("reports") / escaped(suite.name)
     places = Places(checkpoints, report, data_root, download)
     tests = {fold: _test_images(suite, fold, places) for fold in suite.dataset.folds}
+    _check_names(experiments)
     with locked(report):
         _keep_suite(report, suite)
         tasks = [task for experiment in experiments for task in _unfinished(experiment, suite, places, tests)]
@@ -69,19 +73,20 @@ def train(
 ) -> int:
     """Train one method in a suite's setting and say where its weights are; returns the exit code."""
     suite = load(suite_name, changes)
-    own = suite.methods.get(method)
+    own = suite.methods.get(method, suite.methods.get(method.partition("@")[0]))
     suite = dataclasses.replace(suite, methods={method: own}, seeds=[seed], dataset=_one_fold(suite))
-    (experiment,) = plan(suite)
+    (experiment,) = plan(suite, data_root)
+    _test_images(suite, experiment.fold, Places(checkpoints, checkpoints, data_root, download))
     folder = checkpoints / experiment.name
     places = Places(checkpoints, folder, data_root, download)
-    _test_images(suite, experiment.fold, places)
     console = Console(stderr=True)
-    tasks = [] if (folder / CARD).is_file() else [Task(experiment)]
+    left = [one for one in with_teachers([experiment]) if not (checkpoints / one.name / CARD).is_file()]
+    tasks = [Task(one) for one in left if not (folder / CARD).is_file()]
     with Display(method, len(tasks), console) as display:
         outcomes = run_tasks(tasks, places, suite.evaluation, processes=1, watcher=display)
-    for outcome in outcomes.values():
+    for task, outcome in outcomes.items():
         if outcome.error:
-            write_text(folder / "failure.txt", outcome.trace)
+            write_text(checkpoints / task.experiment.name / "failure.txt", outcome.trace)
     if not any(outcome.error for outcome in outcomes.values()):
         for name, kept in read_yaml(folder / CARD)["weights"].items():
             score = ", ".join(f"{key.replace('_', ' ')} {kept[key]:.3f}" for key in kept if key.startswith("held_out"))
@@ -96,8 +101,15 @@ def _one_fold(suite: Suite) -> Any:
 def _reduced(suite: Suite, methods: Sequence[str] | None, seeds: Sequence[int] | None) -> Suite:
     """Cut a suite down to some methods and seeds; methods it does not list are added with their defaults."""
     if methods is not None:
-        suite = dataclasses.replace(suite, methods={method: suite.methods.get(method) for method in methods})
+        own = {method: suite.methods.get(method, suite.methods.get(method.partition("@")[0])) for method in methods}
+        suite = dataclasses.replace(suite, methods=own)
     return suite if seeds is None else dataclasses.replace(suite, seeds=list(seeds))
+
+
+def _check_names(experiments: Sequence[Experiment]) -> None:
+    """Name them all, so that labels which cannot be chosen are told before anything is written."""
+    for experiment in experiments:
+        _ = experiment.name
 
 
 def _test_images(suite: Suite, fold: int, places: Places) -> int:
@@ -141,6 +153,8 @@ def _holds_results(report: Path) -> bool:
 def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
     """Name the first setting in which two suites differ; adding methods, seeds and folds is no difference."""
     if key in (".seeds", ".dataset.folds", ".title", ".note"):
+        return None
+    if key in (".dataset.labels", ".dataset.label_choice") and before is None:  # no row there learned without labels
         return None
     if isinstance(before, dict) and isinstance(now, dict):
         both = [name for name in now if name in before] if key == ".methods" else list({**before, **now})

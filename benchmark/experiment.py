@@ -5,6 +5,8 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -13,18 +15,27 @@ from torch import nn
 from attacks.threat import ThreatModel
 from benchmark import architectures
 from benchmark.data import Description, describe
+from benchmark.data.hidden_labels import digest, labelled_images
 from benchmark.errors import BadInput
 from benchmark.suite import DataChoice, NetworkChoice, Suite
 from methods import catalogue
 from methods.base import AdversarialTraining
 from methods.recipe import Recipe
 
+_NOT_OF_ALL = ("folds", "labels", "label_choice")  # of a suite's data: what does not concern each experiment
+
 
 @dataclass(frozen=True)
 class Experiment:
     """Train one method once.
 
-    ``settings`` are the method's own, with every default written out, so that a changed default is another experiment.
+    Args:
+        settings: the method's own, with every default written out, so that a changed default is another experiment.
+        labels: how many training images keep their label; None where all do.
+        row: what tables call it, such as ``trades@200``; by default the method's key.
+        reference: whether it is only there to be compared with.
+        teacher: whose predictions on the unlabelled images it learns from; trained before.
+        data_root: where the data set lies, for the choice of the labelled images.
     """
 
     method: str
@@ -36,11 +47,46 @@ class Experiment:
     recipe: Recipe
     seed: int
     precision: str
+    labels: int | None = None
+    row: str = ""
+    reference: bool = False
+    teacher: "Experiment | None" = None
+    data_root: Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "row", self.row or self.method)
+
+    @property
+    def semi_supervised(self) -> bool:
+        """Whether the method also trains on the images whose labels are hidden; a reference leaves them out."""
+        return catalogue.get(self.method).references is not None
+
+    @cached_property
+    def labelled(self) -> tuple[int, ...]:
+        """The indices of the training images that keep their label; the run's seed chooses them.
+
+        Raises:
+            BadInput: where so many labels cannot be chosen, or the data set is missing.
+        """
+        return labelled_images(
+            self.dataset.name,
+            self.data_root,
+            fold=self.fold,
+            train_images=self.dataset.train_images,
+            validation_images=self.dataset.validation_images,
+            labels=self.labels or 0,
+            seed=self.seed,
+            choice=self.dataset.label_choice,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Give what the weights depend on, as plain values; where and with how many workers it ran is not among it."""
         faces_adversary = catalogue.get(self.method).faces_adversary
-        dataset = {key: value for key, value in asdict(self.dataset).items() if key != "folds"} | {"fold": self.fold}
+        dataset = {key: value for key, value in asdict(self.dataset).items() if key not in _NOT_OF_ALL}
+        dataset |= {"fold": self.fold}
+        if self.labels is not None:  # nothing of it for methods that see all labels, whatever the suite says
+            dataset |= {"labels": self.labels, "labelled": digest(self.labelled)}
+        teacher = {} if self.teacher is None else {"teacher": self.teacher.name}
         return {
             "method": self.method,
             "settings": self.settings if faces_adversary else {},
@@ -50,15 +96,17 @@ class Experiment:
             "recipe": asdict(self.recipe),
             "seed": self.seed,
             "precision": self.precision,
+            **teacher,
         }
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name the experiment's folder: readable in front, a hash of :meth:`identity` behind."""
         text = json.dumps(self.identity(), sort_keys=True, default=str)
         fold = f"-f{self.fold}" if self.fold else ""
+        labels = "" if self.labels is None else f"-n{self.labels}"
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        return f"{self.method}-{self.dataset.name}{fold}-s{self.seed}-{digest}"
+        return f"{self.method}-{self.dataset.name}{labels}{fold}-s{self.seed}-{digest}"
 
     def build_network(self) -> nn.Module:
         """Make the untrained network; its weights follow from the seed alone, the same for every method."""
@@ -89,32 +137,75 @@ def build_network(choice: NetworkChoice, data: Description, seed: int) -> nn.Mod
         )
 
 
-def plan(suite: Suite) -> list[Experiment]:
+def plan(suite: Suite, data_root: Path | None = None) -> list[Experiment]:
     """List the suite's experiments, every method with every seed and fold, in the suite's order.
 
+    The references of semi-supervised methods, which a suite need not name, are ``benchmark.references.references``.
+
     Raises:
-        BadInput: for an unknown method, data set or network, or a setting that a method does not have.
+        BadInput: for an unknown method, data set or network, a setting that a method does not have, or a method that
+            learns from unlabelled images where the suite does not say how many keep their label.
     """
     experiments = []
-    for method, own in suite.methods.items():
-        settings = resolve(method, own or {}, suite.inner_steps)
+    for row, own in suite.methods.items():
+        key, labels = _with_labels(row, suite)
+        settings = resolve(key, own or (suite.methods.get(key) if row != key else None) or {}, suite.inner_steps)
         for fold in suite.dataset.folds:
             for seed in suite.seeds:
-                experiments.append(
-                    Experiment(
-                        method=method,
-                        settings=settings,
-                        dataset=suite.dataset,
-                        fold=fold,
-                        network=suite.network,
-                        threat=suite.threat,
-                        recipe=suite.recipe,
-                        seed=seed,
-                        precision=suite.precision,
-                    )
-                )
+                experiments.append(experiment(suite, key, settings, fold, seed, labels, row, data_root))
     build_network(suite.network, describe(suite.dataset.name), seed=0)  # so that a misspelling is told now
     return experiments
+
+
+def experiment(
+    suite: Suite,
+    method: str,
+    settings: dict[str, Any],
+    fold: int,
+    seed: int,
+    labels: int | None,
+    row: str,
+    data_root: Path | None = None,
+) -> Experiment:
+    """Make one experiment of a suite, with its teacher where it has one; ``settings`` as :func:`resolve` gives them."""
+    kind, teacher = catalogue.get(method), None
+    if labels is not None and kind.references is not None and kind.needs_teacher(settings):
+        key, own = kind.references.teacher.method, dict(kind.references.teacher.settings)
+        taught_by = resolve(key, own, suite.inner_steps)
+        teacher = experiment(suite, key, taught_by, fold, seed, labels, f"{key}@{labels}", data_root)
+    return Experiment(
+        method=method,
+        settings=settings,
+        dataset=suite.dataset,
+        fold=fold,
+        network=suite.network,
+        threat=suite.threat,
+        recipe=suite.recipe,
+        seed=seed,
+        precision=suite.precision,
+        labels=labels,
+        row=row,
+        reference=labels is not None and kind.references is None,
+        teacher=teacher,
+        data_root=data_root,
+    )
+
+
+def _with_labels(row: str, suite: Suite) -> tuple[str, int | None]:
+    """Split ``trades@200`` into the method's key and the number of labels; a semi-supervised one has the suite's."""
+    key, at, number = row.rpartition("@")
+    if at:
+        if not number.isdecimal() or int(number) < 1:
+            raise BadInput(f"methods.{row}: after @ stands the number of labelled images, as in trades@200")
+        catalogue.get(key)
+        return key, int(number)
+    if catalogue.get(row).references is None:
+        return row, None
+    if suite.dataset.labels is None:
+        raise BadInput(
+            f"methods.{row} learns from images without labels: set dataset.labels, the number of those that keep theirs"
+        )
+    return row, suite.dataset.labels
 
 
 def resolve(method: str, own: dict[str, Any], inner_steps: int) -> dict[str, Any]:

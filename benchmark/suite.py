@@ -28,16 +28,27 @@ def _check_distinct(key: str, values: list[Any], *, may_be_empty: bool = False) 
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Which images; ``train_images`` and ``validation_images`` cut the set down; digits have ``folds`` 0 to 4."""
+    """Which images, and how many of them keep their label where a method learns from unlabelled ones.
+
+    Args:
+        train_images, validation_images: cut the set down.
+        folds: of digits, 0 to 4.
+        labels: training images that keep their label for semi-supervised methods and their references; no other method
+            sees a difference. How they are chosen: ``label_choice``, see ``benchmark.data.hidden_labels``.
+    """
 
     name: str = "digits"
     augment: bool = False
     train_images: int | None = None
     validation_images: int | None = None
     folds: list[int] = field(default_factory=lambda: [0])
+    labels: int | None = None
+    label_choice: Literal["stratified", "permutation", "file"] = "stratified"
 
     def __post_init__(self) -> None:
         _check_distinct("dataset.folds", self.folds)
+        if self.labels is not None and self.labels < 1:
+            raise BadInput(f"dataset.labels is 1 or more, but found {self.labels}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,8 @@ class Suite:
     Args:
         note: a warning that every table, figure page and CSV carries.
         inner_steps: attack steps in training, for methods that let a preset choose.
-        methods: keys of methods to their own settings; nothing but what is special to them.
+        methods: keys of methods to their own settings; nothing but what is special to them. ``trades@200`` is the
+            method trained on 200 labelled images alone.
         seeds: one experiment each, for every method (and fold).
     """
 

@@ -72,6 +72,8 @@ def _texts(summary: Summary) -> dict[str, str]:
         "comparisons": summary.comparisons,
         "table1": summary.table1,
     }
+    if len(summary.recovered):  # of suites with semi-supervised methods
+        frames["recovered"] = summary.recovered
     found = {f"{name}.csv": table.csv(frame, suite.note) for name, frame in frames.items()}
     readable = {
         "leaderboard": (table.readable_leaderboard(summary), f"{suite.title}: leaderboard"),

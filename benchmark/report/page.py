@@ -80,6 +80,7 @@ def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
         leaderboard=_html(table.readable_leaderboard(summary), "leaderboard"),
         comparisons=_html(table.readable_comparisons(summary), "comparisons"),
         table1=_html(table.readable_table1(summary), "table1"),
+        recovered=_html(table.readable_recovered(summary), "recovered") if len(summary.recovered) else None,
         stages=_html(table.readable_stages(summary), "stages") if len(summary.autoattack_stages) else None,
         accuracy=_html(table.readable_accuracy(summary), "accuracy"),
         figures=[(name, CAPTIONS[name], b64encode(pictures[name]).decode()) for name in CAPTIONS if name in pictures],

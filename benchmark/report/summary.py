@@ -10,6 +10,7 @@ import pandas as pd
 from benchmark.errors import BadInput
 from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderboard
 from benchmark.report.measure import judged, per_network, pooled
+from benchmark.report.recovered import recovered
 from benchmark.report.survey_table import survey_table
 from benchmark.results import evidence
 from benchmark.results.cards import Cards, Suite, read_cards, read_suite
@@ -44,6 +45,7 @@ class Summary:
     autoattack_stages: pd.DataFrame
     comparisons: pd.DataFrame
     table1: pd.DataFrame
+    recovered: pd.DataFrame
 
     @cached_property
     def methods(self) -> list[str]:
@@ -85,6 +87,7 @@ def summarise(folder: Path) -> Summary:
         autoattack_stages=autoattack_stages(found, cards.table),
         comparisons=comparisons(suite, board, counted, suite.against),
         table1=survey_table(suite, board),
+        recovered=recovered(suite, cards, counted),
     )
 
 

@@ -88,7 +88,7 @@ def test_a_change_wins_over_the_file_and_makes_what_is_missing():
     assert (found.recipe.epochs, found.dataset.train_images) == (2, 200)
     assert found.recipe.batch_size == load("quickstart").recipe.batch_size
     steps = {e.method: e.settings["inner"]["steps"] for e in plan(found) if "inner" in e.settings}
-    assert steps == {"natural": 7, "pgd_at": 3, "trades": 7, "mart": 7}
+    assert steps == {"natural": 7, "pgd_at": 3, "trades": 7, "mart": 7, "rst": 7}
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_suites_name_follows_from_what_changes_the_weights_and_from_nothing_el
         "recipe.average": "ema",
         "seeds": [1],
         "network.settings.width": 8,
-        "dataset.train_images": 100,
+        "dataset.train_images": 400,  # enough for 200 labels
         "dataset.validation_images": 100,
         "dataset.folds": [1],
         "dataset.augment": True,

@@ -16,6 +16,7 @@ from methods import catalogue
 from methods.selection import held_out_verdicts
 
 SMALL = {"recipe.epochs": 3, "dataset.train_images": 96, "dataset.validation_images": 30, "inner_steps": 2}
+SMALL |= {"dataset.labels": 30}
 every_method = pytest.mark.parametrize("name", catalogue.names())
 
 
@@ -97,6 +98,7 @@ def test_an_interruption_within_an_epoch_costs_that_epoch_only(tmp_path, monkeyp
 
 # Forward passes per image and epoch with two inner steps: the attack's, and those of the loss.
 COSTS = {"natural": (1, 1), "pgd_at": (3, 3), "trades": (5, 4), "mart": (4, 4), "fast_at": (2, 2)}
+COSTS |= {"rst": (5, 4)}
 
 
 @every_method
