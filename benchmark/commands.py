@@ -16,6 +16,7 @@ from benchmark.errors import BadInput
 from benchmark.evaluation import RANKING_ONLY, jobs
 from benchmark.experiment import Experiment, plan
 from benchmark.loggers import check as check_loggers
+from benchmark.references import references, with_teachers
 from benchmark.results.alarms import sentences
 from benchmark.results.cards import read_cards
 from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path, finished_parts
@@ -54,13 +55,16 @@ def run(
         own, against, dataset, network: see :mod:`benchmark.own_parts`.
     """
     check_loggers(loggers)
-    suite = own_parts.with_methods(_load(suite_name, changes, dataset, network), methods, own, against)
+    whole = _load(suite_name, changes, dataset, network)
+    suite = own_parts.with_methods(whole, methods, own, against)
     suite = suite if seeds is None else dataclasses.replace(suite, seeds=list(seeds))
-    experiments = plan(suite)
+    experiments = plan(suite, data_root)
+    experiments += references(experiments, whole, data_root)
     list(jobs(suite.evaluation, ranked=True))  # so that a misspelled attack is told before anything is written
     report = output or Path("reports") / escaped(suite.name)
     places = Places(checkpoints, report, data_root, download, devices, loggers)
     tests = {fold: _test_images(suite, fold, places) for fold in suite.dataset.folds}
+    _check_names(experiments)
     devices.share(suite.recipe.batch_size)
     devices.check()
     if devices.node:
@@ -96,19 +100,20 @@ def train(
     check_loggers(loggers)
     suite = own_parts.with_methods(_load(suite_name, changes, dataset, network), [method])
     suite = dataclasses.replace(suite, seeds=[seed], dataset=_one_fold(suite))
-    (experiment,) = plan(suite)
+    (experiment,) = plan(suite, data_root)
     folder = checkpoints / experiment.name
     places = Places(checkpoints, folder, data_root, download, devices, loggers)
     devices.share(suite.recipe.batch_size)
     devices.check()
     _test_images(suite, experiment.fold, places)
     console = Console(stderr=True)
-    tasks = [] if (folder / CARD).is_file() else [Task(experiment)]
-    with Display(experiment.method, len(tasks), console) as display:
+    left = [one for one in with_teachers([experiment]) if not (checkpoints / one.name / CARD).is_file()]
+    tasks = [Task(one) for one in left if not (folder / CARD).is_file()]
+    with Display(experiment.row, len(tasks), console) as display:
         outcomes = run_tasks(tasks, places, suite.evaluation, processes=1, watcher=display)
-    for outcome in outcomes.values():
+    for task, outcome in outcomes.items():
         if outcome.error:
-            write_text(folder / "failure.txt", outcome.trace)
+            write_text(checkpoints / task.experiment.name / "failure.txt", outcome.trace)
     if not any(outcome.error for outcome in outcomes.values()):
         card = read_yaml(folder / CARD)
         for sentence in sentences([card]):
@@ -139,6 +144,12 @@ def _load(name: str, changes: Mapping[str, Any], dataset: str | None, network: s
     if dataset is None and network is None:
         return load(name, changes)
     return load(name, {**own_parts.in_place_of(load(name), dataset, network), **changes})
+
+
+def _check_names(experiments: Sequence[Experiment]) -> None:
+    """Name them all, so that labels which cannot be chosen are told before anything is written."""
+    for experiment in experiments:
+        _ = experiment.name
 
 
 def _test_images(suite: Suite, fold: int, places: Places) -> int:
@@ -213,6 +224,8 @@ def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
         return None
     if key == ".own":  # left out where there is none
         before, now = before or {}, now or {}
+    if key in (".dataset.labels", ".dataset.label_choice") and before is None:  # no row there learned without labels
+        return None
     if isinstance(before, dict) and isinstance(now, dict):
         if "sha256" in before and "sha256" in now:  # a user's file, wherever it lies
             return f"version of {shown(now['path'])}" if _mended(before, now) else None

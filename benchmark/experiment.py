@@ -5,15 +5,18 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
-from torch import nn
+from torch import Tensor, nn
 
 from attacks.threat import ThreatModel
 from benchmark import architectures, own_method, own_network, own_parts, user_code
-from benchmark.data import Description, describe
+from benchmark.data import Description, describe, load
 from benchmark.data import own as own_data
+from benchmark.data.hidden_labels import choose_labelled, digest, usual_labels
 from benchmark.errors import BadInput
 from benchmark.suite import DataChoice, NetworkChoice, Suite
 from benchmark.user_code import UserCode
@@ -25,7 +28,13 @@ from methods.recipe import Recipe
 class Experiment:
     """Train one method once.
 
-    ``settings`` are the method's own, with every default written out, so that a changed default is another experiment.
+    Args:
+        settings: the method's own, with every default written out, so that a changed default is another experiment.
+        labels: how many training images keep their label; None where all do.
+        row: what tables call it, such as ``trades@200``; by default the method's key.
+        reference: whether it is only there to be compared with.
+        teacher: whose predictions on the unlabelled images it learns from; trained before.
+        data_root: where the data set lies, for the choice of the labelled images.
     """
 
     method: str
@@ -39,11 +48,37 @@ class Experiment:
     precision: str
     sync_batchnorm: bool = False
     code: UserCode | None = None
+    labels: int | None = None
+    row: str = ""
+    reference: bool = False
+    teacher: "Experiment | None" = None
+    data_root: Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "row", self.row or self.method)
+
+    @property
+    def semi_supervised(self) -> bool:
+        """Whether the method also trains on the images whose labels are hidden; a reference leaves them out."""
+        return self.method_class.references is not None
+
+    @cached_property
+    def labelled(self) -> tuple[int, ...]:
+        """The indices of the training images that keep their label; the run's seed chooses them.
+
+        Raises:
+            BadInput: where so many labels cannot be chosen, or the data set is missing.
+        """
+        index, y, classes = _training_part(self.dataset, self.data_root, self.fold)
+        choice = self.dataset.label_choice
+        return choose_labelled(index, y, self.labels or 0, classes=classes, seed=self.seed, choice=choice)
 
     def identity(self) -> dict[str, Any]:
         """Give what the weights depend on, as plain values; where and with how many workers it ran is not among it."""
         faces_adversary = self.method_class.faces_adversary
-        dataset = _without(self.dataset, "folds", "code") | {"fold": self.fold}
+        dataset = _without(self.dataset, "folds", "code", "labels", "label_choice") | {"fold": self.fold}
+        if self.labels is not None:  # nothing of it for methods that see all labels, whatever the suite says
+            dataset |= {"labels": self.labels, "labelled": digest(self.labelled)}
         plain = {
             "method": self.method,
             "settings": self.settings if faces_adversary else {},
@@ -54,6 +89,7 @@ class Experiment:
             "seed": self.seed,
             "precision": self.precision,
             **({"sync_batchnorm": True} if self.sync_batchnorm else {}),
+            **({} if self.teacher is None else {"teacher": self.teacher.name}),
         }
         own = {part: [code.name, code.sha256] for part, code in self.user_code.items()}
         return {**plain, "own": own} if own else plain
@@ -69,13 +105,14 @@ class Experiment:
         """The class of the method."""
         return own_method.find(self.method, self.code)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name the experiment's folder: readable in front, a hash of :meth:`identity` behind."""
         text = json.dumps(self.identity(), sort_keys=True, default=str)
         fold = f"-f{self.fold}" if self.fold else ""
+        labels = "" if self.labels is None else f"-n{self.labels}"
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        return f"{self.method}-{self.dataset.name}{fold}-s{self.seed}-{digest}"
+        return f"{self.method}-{self.dataset.name}{labels}{fold}-s{self.seed}-{digest}"
 
     def build_network(self) -> nn.Module:
         """Make the untrained network, as the method composes it; weights follow from seed and member alone."""
@@ -120,11 +157,14 @@ def build_network(choice: NetworkChoice, data: Description, seed: int, member: i
         )
 
 
-def plan(suite: Suite) -> list[Experiment]:
+def plan(suite: Suite, data_root: Path | None = None) -> list[Experiment]:
     """List the suite's experiments, every method with every seed and fold, in the suite's order.
 
+    The references of semi-supervised methods, which a suite need not name, are ``benchmark.references.references``.
+
     Raises:
-        BadInput: for an unknown method, data set or network, or a setting that a method does not have.
+        BadInput: for an unknown method, data set or network, a setting that a method does not have, or a method that
+            learns from unlabelled images where the suite does not say how many keep their label.
     """
     suite, experiments = own_parts.take_up(suite), []
     data = description(suite.dataset)
@@ -136,29 +176,81 @@ def plan(suite: Suite) -> list[Experiment]:
         )
     if suite.dataset.code or suite.network.code:
         own_network.try_out(network, data, suite.network.name, suite.network.code)
-    for method, own in suite.methods.items():
-        code = suite.own.get(method)
-        settings = resolve(method, own or {}, suite.inner_steps, code)
+    for row, own in suite.methods.items():
+        key, labels = _with_labels(row, suite, data_root)
+        code = suite.own.get(key)
+        settings = resolve(key, own or suite.methods.get(key) or {}, suite.inner_steps, code)
         for fold in suite.dataset.folds:
             for seed in suite.seeds:
-                experiments.append(
-                    Experiment(
-                        method=method,
-                        settings=settings,
-                        dataset=suite.dataset,
-                        fold=fold,
-                        network=suite.network,
-                        threat=suite.threat,
-                        recipe=suite.recipe,
-                        seed=seed,
-                        precision=suite.precision,
-                        sync_batchnorm=suite.sync_batchnorm,
-                        code=code,
-                    )
-                )
+                experiments.append(experiment(suite, key, settings, fold, seed, labels, row, data_root))
         if code is not None:
             user_code.call(code, experiments[-1].build_method, network=network)  # the user's constructor may fail
     return experiments
+
+
+def experiment(
+    suite: Suite,
+    method: str,
+    settings: dict[str, Any],
+    fold: int,
+    seed: int,
+    labels: int | None,
+    row: str,
+    data_root: Path | None = None,
+) -> Experiment:
+    """Make one experiment of a suite, with its teacher where it has one; ``settings`` as :func:`resolve` gives them."""
+    kind, teacher = own_method.find(method, suite.own.get(method)), None
+    if labels is not None and kind.references is not None and kind.needs_teacher(settings):
+        key, own = kind.references.teacher.method, dict(kind.references.teacher.settings)
+        taught_by = resolve(key, own, suite.inner_steps)
+        teacher = experiment(suite, key, taught_by, fold, seed, labels, f"{key}@{labels}", data_root)
+    return Experiment(
+        method=method,
+        settings=settings,
+        dataset=suite.dataset,
+        fold=fold,
+        network=suite.network,
+        threat=suite.threat,
+        recipe=suite.recipe,
+        seed=seed,
+        precision=suite.precision,
+        sync_batchnorm=suite.sync_batchnorm,
+        code=suite.own.get(method),
+        labels=labels,
+        row=row,
+        reference=labels is not None and kind.references is None,
+        teacher=teacher,
+        data_root=data_root,
+    )
+
+
+def _with_labels(row: str, suite: Suite, data_root: Path | None) -> tuple[str, int | None]:
+    """Split ``trades@200`` into the method's key and the number of labels; a semi-supervised one has the suite's."""
+    key, at, number = row.rpartition("@")
+    if at:
+        if not number.isdecimal() or int(number) < 1:
+            raise BadInput(f"methods.{row}: after @ stands the number of labelled images, as in trades@200")
+        own_method.find(key, suite.own.get(key))
+        return key, int(number)
+    if own_method.find(row, suite.own.get(row)).references is None:
+        return row, None
+    if suite.dataset.labels is not None:
+        return row, suite.dataset.labels
+    _, labels, classes = _training_part(suite.dataset, data_root, suite.dataset.folds[0])
+    return row, usual_labels(len(labels), classes)
+
+
+def _training_part(choice: DataChoice, data_root: Path | None, fold: int) -> tuple[Tensor, Tensor, int]:
+    """Give index and labels of a suite's training images, and the number of classes."""
+    return _training_labels(choice.name, data_root, fold, choice.train_images, choice.validation_images, choice.code)
+
+
+@lru_cache(maxsize=16)
+def _training_labels(
+    name: str, root: Path | None, fold: int, train_images: int | None, validation_images: int | None, code: Any
+) -> tuple[Tensor, Tensor, int]:
+    splits = load(name, root, fold=fold, train_images=train_images, validation_images=validation_images, code=code)
+    return splits.train.index, splits.train.labels, splits.description.classes
 
 
 def resolve(method: str, own: dict[str, Any], inner_steps: int, code: UserCode | None = None) -> dict[str, Any]:

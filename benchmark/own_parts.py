@@ -69,7 +69,9 @@ def with_methods(
     first, others, mine = ([key_of.get(word, word) for word in words] for words in (first, others, mine))
     if only is None and not mine:
         mine = list(whole.own)  # those that stand in the suite's file
-    methods = {key: whole.methods.get(key) for key in (*first, *others, *mine)}
+    methods = {
+        key: whole.methods.get(key, whole.methods.get(key.partition("@")[0])) for key in (*first, *others, *mine)
+    }
     compared = [key for key in suite.against if key in methods] if against is None else others
     return take_up(replace(whole, methods=methods, against=compared))
 
@@ -90,7 +92,7 @@ def in_place_of(suite: Suite, dataset: str | None, network: str | None) -> dict[
             "dataset.folds": [0],
             "note": f"{readable} in place of {suite.dataset.name}.",
         }
-        changes |= {"dataset.train_images": None, "dataset.validation_images": None}
+        changes |= {"dataset.train_images": None, "dataset.validation_images": None, "dataset.labels": None}
     if network is not None and network != suite.network.name:
         readable = _readable(network, "build")
         name, title = f"{name}-{readable}", f"{title}, with {readable}"

@@ -6,6 +6,7 @@ than two with one thread.
 """
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -76,28 +77,34 @@ def run(
 ) -> dict[Task, Outcome]:
     """Perform all ``tasks``, at most ``processes`` at a time; a failed one does not stop the others.
 
-    Attacks wait for their experiment's training; where that failed they are not begun. Attacks go before further
-    trainings, and the later trainings of a suite before the first, natural one, so that little is left over at the end.
+    Attacks wait for their experiment's training; where that failed they are not begun. A student waits for its teacher,
+    and fails with it. Attacks go before further trainings, and the later trainings of a suite before the first, natural
+    one, so that little is left over at the end.
 
     Returns:
-        each task begun, in the order of ending, with its outcome.
+        each task begun, and each student that could not be, in the order of ending, with its outcome.
     """
     gpus = devices()
     room = max(processes, places.devices.devices)
     waiting, running, ended = list(tasks), list[_Running](), dict[Task, Outcome]()
-    failed: set[str] = set()
+    failed: dict[str, Outcome] = {}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmark.tasks"])
     try:
         while waiting or running:
+            for task in _untaught(waiting, failed):
+                ended[task] = failed[task.experiment.name]
+                watcher.started(task)
+                watcher.ended(task, ended[task])
+            waiting = [t for t in waiting if t.experiment.name not in failed]
             training = {r.task.experiment.name for r in running if not r.task.attacks}
             to_train = {t.experiment.name for t in waiting if not t.attacks} | training
-            waiting = [t for t in waiting if t.experiment.name not in failed]
-            ready = [t for t in waiting if not t.attacks or t.experiment.name not in to_train]
+            ready = [t for t in waiting if t.waits_for is None or t.waits_for.name not in to_train]
             ready.sort(key=_dearest_first(tasks))
             for task in ready:
                 free = sorted(set(range(room)) - {slot for r in running for slot in r.slots})
-                wanted = 1 if task.attacks else places.devices.devices
+                together = room if places.devices.nodes > 1 else places.devices.devices  # nodes meet at one address
+                wanted = 1 if task.attacks else together
                 if wanted > len(free):
                     break  # what comes first waits for room, or a training on all devices would never begin
                 waiting.remove(task)
@@ -110,13 +117,27 @@ def run(
                 outcome = done.outcome or _died(done.process)
                 ended[done.task] = outcome
                 if outcome.error and not done.task.attacks:
-                    failed.add(done.task.experiment.name)
+                    failed[done.task.experiment.name] = outcome
                 watcher.ended(done.task, outcome)
     finally:
         for left in running:
             left.process.kill()
             left.process.join()
     return ended
+
+
+def _untaught(waiting: Sequence[Task], failed: dict[str, Outcome]) -> list[Task]:
+    """List the trainings whose teacher failed, and enter them among the failures."""
+    found = []
+    for task in waiting:
+        teacher = None if task.attacks else task.waits_for
+        if teacher is not None and teacher.name in failed:
+            reason = failed[teacher.name]
+            failed[task.experiment.name] = dataclasses.replace(
+                reason, error=f"its teacher {teacher.row} failed: {reason.error}"
+            )
+            found.append(task)
+    return found
 
 
 def _dearest_first(tasks: Sequence[Task]) -> Callable[[Task], tuple[bool, bool, int]]:

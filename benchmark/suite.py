@@ -29,9 +29,16 @@ def _check_distinct(key: str, values: list[Any], *, may_be_empty: bool = False) 
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Which images; ``train_images`` and ``validation_images`` cut the set down; digits have ``folds`` 0 to 4.
+    """Which images, and how many of them keep their label where a method learns from unlabelled ones.
 
-    ``name`` may be a user's FILE:OBJECT, which :func:`benchmark.own_parts.take_up` turns into a name and its ``code``.
+    Args:
+        name: of the data set; a user's FILE:OBJECT becomes a name and its ``code`` in
+            :func:`benchmark.own_parts.take_up`.
+        train_images, validation_images: cut the set down.
+        folds: of digits, 0 to 4.
+        labels: training images that keep their label for semi-supervised methods and their references, None for a sixth
+            of them; no other method sees a difference. How they are chosen: ``label_choice``, see
+            ``benchmark.data.hidden_labels``.
     """
 
     name: str = "digits"
@@ -40,9 +47,13 @@ class DataChoice:
     validation_images: int | None = None
     folds: list[int] = field(default_factory=lambda: [0])
     code: UserCode | None = None
+    labels: int | None = None
+    label_choice: Literal["stratified", "permutation", "file"] = "stratified"
 
     def __post_init__(self) -> None:
         _check_distinct("dataset.folds", self.folds)
+        if self.labels is not None and self.labels < 1:
+            raise BadInput(f"dataset.labels is 1 or more, but found {self.labels}")
 
 
 @dataclass(frozen=True)
@@ -107,8 +118,8 @@ class Suite:
     Args:
         note: a warning that every table, figure page and CSV carries.
         inner_steps: attack steps in training, for methods that let a preset choose.
-        methods: keys of methods to their own settings; nothing but what is special to them.
-            One may be a user's FILE:CLASS.
+        methods: keys of methods to their own settings; nothing but what is special to them. ``trades@200`` is the
+            method trained on 200 labelled images alone. One may be a user's FILE:CLASS.
         seeds: one experiment each, for every method (and fold).
         precision: of training, as Lightning names it; evaluation is in float32.
         sync_batchnorm: share BatchNorm's statistics between several GPUs; else each has those of its part of the batch.

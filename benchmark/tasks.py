@@ -45,7 +45,12 @@ class Task:
     def label(self) -> str:
         """Name the task for people."""
         fold = f" fold {self.experiment.fold}" if self.experiment.fold else ""
-        return f"{self.experiment.method} seed {self.experiment.seed}{fold}: {', '.join(self.attacks) or 'training'}"
+        return f"{self.experiment.row} seed {self.experiment.seed}{fold}: {', '.join(self.attacks) or 'training'}"
+
+    @property
+    def waits_for(self) -> Experiment | None:
+        """The experiment that has to be trained before: an attack's own, a student's teacher."""
+        return self.experiment if self.attacks else self.experiment.teacher
 
 
 def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> None:
@@ -57,7 +62,8 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
             return
         with locked(folder):
             card = _train(task.experiment, folder, places, tell)
-        write_yaml(card_path(places.report, task.experiment.name), card)
+        row = {"method": task.experiment.row}  # another suite may have trained it under another name
+        write_yaml(card_path(places.report, task.experiment.name), card | row)
         failure_path(places.report, task.experiment.name).unlink(missing_ok=True)
         (folder / "failure.txt").unlink(missing_ok=True)
         return

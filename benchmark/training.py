@@ -15,13 +15,14 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from attacks.passes import networks_in
+from benchmark import label_hiding
 from benchmark.cost import Cost
-from benchmark.data import ImageData, load
+from benchmark.data import HiddenLabels, ImageData, load
 from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.experiment import Experiment
 from benchmark.loggers import HISTORY, History, listening
-from benchmark.storage import atomically, read_yaml, save_weights, write_yaml
+from benchmark.storage import atomically, locked, read_yaml, save_weights, write_yaml
 from methods.alarm import catastrophic_overfitting, label_leaking
 from methods.base import AdversarialTraining
 from methods.selection import KeepBest
@@ -45,7 +46,7 @@ def train(
     With several ``devices`` this runs in a process for each (:func:`benchmark.ranks.train_on_ranks`); the first of them
     writes, and gives the card. Writes ``last.safetensors``, ``best.safetensors`` (state dicts of
     ``method.classifier()``), ``card.yaml`` at the very end, ``history.csv`` after every epoch, and until the end
-    ``resume.ckpt``.
+    ``resume.ckpt``. A teacher that is not there yet is trained before, in a folder beside ``folder``.
 
     Args:
         loggers: names of :data:`benchmark.loggers.CHOICES`; they write into ``folder`` too.
@@ -66,12 +67,19 @@ def train(
         code=experiment.dataset.code,
     )
     method = experiment.build_method(experiment.build_network())
+    hidden = None if experiment.labels is None else HiddenLabels.of(splits.train, experiment.labelled)
     data = ImageData(
         splits,
         batch_size=devices.share(experiment.recipe.batch_size),
         seed=experiment.seed,
         augment=experiment.dataset.augment,
+        hidden=hidden,
+        labelled_rows=method.labelled_rows if experiment.semi_supervised else None,
     )
+    taught: dict[str, Any] = {}
+    if experiment.teacher is not None and hidden is not None and len(hidden.unlabelled):
+        place = folder.parent / experiment.teacher.name
+        taught = label_hiding.teach(method, place, _trained(experiment.teacher, place, data_root, download))
     best, cost = KeepBest(), Cost()
     resume = folder / RESUME
     books = [SameWork(experiment), best, cost, History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]
@@ -81,7 +89,14 @@ def train(
         trainer.fit(method, datamodule=data, ckpt_path=_readable(resume), weights_only=True)
     if not trainer.is_global_zero:
         return {}
-    return _finish(experiment, folder, method, best, cost, images=len(splits.train))
+    return _finish(experiment, folder, method, best, cost, data, taught)
+
+
+def _trained(teacher: Experiment, folder: Path, data_root: Path | None, download: bool) -> dict[str, Any]:
+    if (folder / CARD).is_file():
+        return read_yaml(folder / CARD)
+    with locked(folder):
+        return train(teacher, folder, data_root=data_root, download=download)
 
 
 def _trainer(
@@ -152,8 +167,10 @@ def _finish(
     method: AdversarialTraining,
     best: KeepBest,
     cost: Cost,
-    images: int,
+    data: ImageData,
+    taught: dict[str, Any],
 ) -> dict[str, Any]:
+    images, rows, hidden = len(data.splits.train), data.rows_per_epoch, data.hidden
     last = method.classifier().state_dict()
     if not all(torch.isfinite(value).all() for value in last.values()):
         raise FloatingPointError(  # the loss cannot tell of the last step, which nothing was trained after
@@ -168,6 +185,8 @@ def _finish(
         kept["best"] |= {"held_out_robust": best.score.robust, "held_out_clean": best.score.clean}
         final = method.history[-1].get("held_out_robust", math.nan)
         kept["last"] |= {"held_out_robust": final, "overfitting_gap": best.score.robust - final}
+    if hidden is not None and not experiment.semi_supervised and len(hidden.unlabelled):
+        taught = label_hiding.label(method.classifier(), hidden, folder, rows)
     card = {
         "experiment": experiment.name,
         "status": "done",
@@ -175,8 +194,10 @@ def _finish(
         "members": len(networks_in(method.classifier())),
         "parameters": sum(parameter.numel() for parameter in method.classifier().parameters()),
         "training_images": images,
-        "forward_passes": cost.training.forward / images,
-        "backward_passes": cost.training.backward / images,
+        **label_hiding.counts(experiment, data),
+        **taught,
+        "forward_passes": cost.training.forward / rows,
+        "backward_passes": cost.training.backward / rows,
         "selection_forward_passes": cost.selection.forward / images,
         "selection_backward_passes": cost.selection.backward / images,
         "seconds": round(cost.training_seconds, 2),
@@ -199,14 +220,15 @@ def _finish(
 def _identity_card(experiment: Experiment, method: AdversarialTraining) -> dict[str, Any]:
     card = method.card
     return {
-        "method": experiment.method,
+        "method": experiment.row,
         "category": card.category,
-        "comparison_class": card.comparison,
+        "comparison_class": card.comparison if experiment.labels is None else "D",
         "citation": card.citation,
         "seed": experiment.seed,
         "fold": experiment.fold,
         "dataset": experiment.dataset.name,
         "network": experiment.network.name,
+        **label_hiding.protocol(experiment),
         "identity": _yaml_ready(experiment.identity()),
     }
 

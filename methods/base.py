@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from methods.per_image import PerImage
 from methods.per_row import PerRow
 from methods.recipe import Recipe
 from methods.records import Batch, Card, StepTrace
+from methods.unlabelled import References
 
 _Memory = TypeVar("_Memory", PerImage, PerRow)
 
@@ -29,7 +30,7 @@ class AdversarialTraining(HeldOut):
     """Train a network against an adversary; a method overrides ``training_loss`` and little else.
 
     Places to override: :meth:`training_loss`, :meth:`perturb`, :meth:`optimizers_for`, :meth:`on_epoch`,
-    :meth:`classifier`, :meth:`compose`.
+    :meth:`classifier`, :meth:`compose`, and for a semi-supervised method :attr:`references` and :meth:`labelled_rows`.
 
     Args:
         network: images ``(n, c, h, w)`` in [0, 1] to logits ``(n, k)``; normalisation is its first layer.
@@ -45,6 +46,7 @@ class AdversarialTraining(HeldOut):
     """
 
     card: ClassVar[Card]
+    references: ClassVar[References | None] = None  # of a semi-supervised method: most labels are hidden from it
 
     def __init__(
         self,
@@ -88,6 +90,15 @@ class AdversarialTraining(HeldOut):
     def optimizers_for(self, recipe: Recipe) -> torch.optim.Optimizer:
         """Make the optimizer; by default the recipe's, of all parameters of the network."""
         return recipe.build_optimizer(self.network.parameters())
+
+    @classmethod
+    def needs_teacher(cls, settings: Mapping[str, Any]) -> bool:
+        """Tell whether these settings of a semi-supervised method ask for a teacher's labels of unlabelled images."""
+        return False
+
+    def labelled_rows(self, batch_size: int, labels: int, images: int) -> int:
+        """Say how many of a batch's images have a label, when ``labels`` of all ``images`` have one: all by default."""
+        return batch_size
 
     @property
     def last_epoch(self) -> int:

@@ -17,6 +17,7 @@ _HOMES = [
     "curriculum.fat:FAT",
     "ensemble.adp:ADP",
     "adaptive_epsilon.iaat:IAAT",
+    "semi_supervised.rst:RST",
     "efficient.free_at:FreeAT",
     "efficient.fast_at:FastAT",
     "variants.avmixup:AVMixup",

@@ -25,8 +25,11 @@ class PerImage:
 
     def of(self, index: Tensor) -> Tensor:
         """Give the values ``(n,)`` of the images numbered ``index`` ``(n,)``, int64, on its device."""
-        self._make_room(index)
-        return self.table[index]
+        self.table = self.table.to(index.device)
+        found = self.table.new_full(index.shape, self.initial)
+        seen = index < len(self.table)
+        found[seen] = self.table[index[seen]]
+        return found
 
     def store(self, index: Tensor, values: Tensor) -> None:
         """Write ``values`` ``(n,)`` for the images ``index`` ``(n,)``; of a repeated index the FIRST occurrence counts.

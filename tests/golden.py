@@ -94,7 +94,8 @@ class Case:
     @property
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         x, y, *_ = self._batch
-        return x, y, torch.arange(len(y))
+        labels = self.record["inputs"].get("labels")
+        return x, y if labels is None else torch.tensor(labels), torch.arange(len(y))
 
     @property
     def draws(self) -> ScriptedDraws:

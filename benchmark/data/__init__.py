@@ -2,6 +2,7 @@
 
 from benchmark.data.description import Description, describe, names
 from benchmark.data.errors import CorruptData, MissingData
+from benchmark.data.hidden_labels import HiddenLabels, LabelChoice
 from benchmark.data.images import Images, Splits, check, fixed_order
 from benchmark.data.load import load
 from benchmark.data.module import ImageData
@@ -10,8 +11,10 @@ from benchmark.data.tensors import TensorData
 __all__ = [
     "CorruptData",
     "Description",
+    "HiddenLabels",
     "ImageData",
     "Images",
+    "LabelChoice",
     "MissingData",
     "Splits",
     "TensorData",

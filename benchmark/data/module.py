@@ -1,5 +1,7 @@
 """The Lightning module that feeds one data set's splits to training, validation and test."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -7,7 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmark.data.augment import Moves, crop_and_flip, draw_moves
+from benchmark.data.hidden_labels import HiddenLabels
 from benchmark.data.images import Images, Splits, check
+from benchmark.data.pools import PoolData, PoolSampler
 from benchmark.data.sampler import EpochSampler
 from benchmark.data.tensors import TensorData
 from methods.base import Batch
@@ -23,15 +27,29 @@ class ImageData(pl.LightningDataModule):
     Args:
         batch_size: images per step and rank; the last batch of an epoch may be smaller.
         augment: whether training images are moved as the set's description says; sets that allow none stay as they are.
+        hidden: which labels are hidden; they are taken out of :attr:`splits` here, before any method sees them. Every
+            batch has its full size then, and an epoch is the ceiling of all training images over the batch.
+        labelled_rows: of a batch's size, the number of labels and of all images, how many of its rows are labelled; by
+            default all of them, so that the unlabelled images are not used.
 
     Raises:
         BadInput: the splits do not fit their description; see :func:`benchmark.data.check`.
     """
 
-    def __init__(self, splits: Splits, *, batch_size: int, seed: int, augment: bool = True) -> None:
+    def __init__(
+        self,
+        splits: Splits,
+        *,
+        batch_size: int,
+        seed: int,
+        augment: bool = True,
+        hidden: HiddenLabels | None = None,
+        labelled_rows: Callable[[int, int, int], int] | None = None,
+    ) -> None:
         super().__init__()
         check(splits)
-        self.splits = splits
+        self.splits = splits if hidden is None else replace(splits, train=hidden.train)
+        self.hidden, self.labelled_rows = hidden, labelled_rows
         self.batch_size, self.seed = batch_size, seed
         self.augments = augment and splits.description.augmentation != "none"
         self._device = torch.device("cpu")
@@ -46,6 +64,8 @@ class ImageData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return this rank's share of the training images, shuffled by (seed, epoch)."""
         rank, ranks = self._rank()
+        if self.hidden is not None and len(self.hidden.unlabelled):
+            return self._pools(self.hidden, rank, ranks)
         self._sampler = EpochSampler(len(self.splits.train), seed=self.seed, rank=rank, ranks=ranks)
         return self._loader(self.splits.train, sampler=self._sampler)
 
@@ -68,6 +88,29 @@ class ImageData(pl.LightningDataModule):
         moves = self._epoch_moves(self._sampler.epoch)  # the sampler's, so that order and moves never disagree
         return batch._replace(x=crop_and_flip(batch.x, moves.of(batch.index)))
 
+    @property
+    def rows_per_epoch(self) -> int:
+        """Images that one epoch's batches hold, repetitions counted: what passes are divided by."""
+        images, whole = len(self.splits.train), self.batch_size * self._rank()[1]
+        pooled = self.hidden is not None and len(self.hidden.unlabelled) > 0
+        return -(-images // whole) * whole if pooled else images
+
+    def _pools(self, hidden: HiddenLabels, rank: int, ranks: int) -> DataLoader[Batch]:
+        whole, images, labels = self.batch_size * ranks, len(hidden.train), len(hidden.labelled)
+        alone = self.labelled_rows is None
+        sampler = PoolSampler(
+            hidden.labelled,
+            hidden.unlabelled[:0] if alone else hidden.unlabelled,
+            labelled_rows=whole if self.labelled_rows is None else self.labelled_rows(whole, labels, images),
+            batch_size=whole,
+            steps=-(-images // whole),
+            seed=self.seed,
+            rank=rank,
+            ranks=ranks,
+        )
+        data = PoolData(hidden.train.to(self._device), sampler, augments=self.augments)
+        return self._loader(data, sampler=sampler)
+
     def _epoch_moves(self, epoch: int) -> Moves:
         if self._moves is None or self._moves[0] != epoch:
             images = int(self.splits.train.index.max()) + 1
@@ -75,9 +118,9 @@ class ImageData(pl.LightningDataModule):
             self._moves = epoch, draw_moves(images, seed=self.seed, epoch=epoch, flips=flips, device=self._device)
         return self._moves[1]
 
-    def _loader(self, images: Images, **settings: Any) -> DataLoader[Batch]:
+    def _loader(self, images: Images | PoolData, **settings: Any) -> DataLoader[Batch]:
         return DataLoader(
-            TensorData(images.to(self._device)),
+            images if isinstance(images, PoolData) else TensorData(images.to(self._device)),
             batch_size=self.batch_size,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # an iterator draws a seed for workers; not from the global generator

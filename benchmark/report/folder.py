@@ -74,6 +74,8 @@ def _texts(summary: Summary) -> dict[str, str]:
         "costs": summary.costs,
         "alarm": summary.alarm,
     }
+    if len(summary.recovered):  # of suites with semi-supervised methods
+        frames["recovered"] = summary.recovered
     found = {f"{name}.csv": table.csv(frame, suite.note) for name, frame in frames.items()}
     readable = {
         "leaderboard": (table.readable_leaderboard(summary), f"{suite.title}: leaderboard"),

@@ -20,6 +20,7 @@ LEADERBOARD = [
     *("seeds", "images", "trials", "members", "parameters", "passes", "forward_passes", "backward_passes"),
     *("selection_passes", "seconds", "device_hours", "peak_memory_mib", "engine", "catastrophic_overfitting", "alarm"),
     *("status", "status_note"),
+    *("labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes", "reference", "data_note"),
 ]
 COSTS = [
     *("method", "seed", "fold", "devices", "device_name", "forward_passes", "backward_passes", "selection_passes"),
@@ -70,6 +71,8 @@ def leaderboard(
             for epsilon in suite.ranked_at:
                 here, attacked = (_at(table, method, checkpoint, epsilon) for table in (figures, runs))
                 status, note = _state(suite, checkpoint, attacked, images, networks[costs["class"]])
+                if costs["reference"]:
+                    note = note or "a reference, not ranked"
                 place = {"checkpoint": checkpoint, "epsilon": epsilon, "status": status, "status_note": note}
                 engine = engines.get((method, checkpoint, epsilon), "")
                 lines.append({**costs, **_accuracies(here), **place, "engine": engine, **mark})
@@ -79,9 +82,9 @@ def leaderboard(
         )
     table = pd.DataFrame(lines, columns=LEADERBOARD)
     numbers = ["epsilon", *_MEASURED, "seeds", "images", "trials", "members", "parameters", "seconds"]
-    numbers.append("catastrophic_overfitting")
+    numbers += ["catastrophic_overfitting", "labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes"]
     table = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
-    words = ["category", "network", "checkpoint", "engine", "alarm", "status_note"]
+    words = ["category", "network", "checkpoint", "engine", "alarm", "status_note", "data_note"]
     table = table.assign(**{name: table[name].astype(object).fillna("") for name in words})
     return _sorted(_ranked(table, verdicts), suite)
 
@@ -160,6 +163,9 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
             "selection_backward_passes",
             "seconds",
             "device_hours",
+            "pseudo_label_accuracy",
+            "teacher_forward_passes",
+            "teacher_backward_passes",
         )
     }
     return {
@@ -178,7 +184,28 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
         "seconds": mean["seconds"],
         "device_hours": mean["device_hours"],
         "peak_memory_mib": pd.to_numeric(cards.peak_memory_mib).max(),
+        "labels": first.labels,
+        "validation_labels": first.validation_labels,
+        "pseudo_label_accuracy": mean["pseudo_label_accuracy"],
+        "teacher_passes": mean["teacher_forward_passes"] + mean["teacher_backward_passes"],
+        "reference": bool(first.reference),
+        "data_note": _data_note(cards, mean["pseudo_label_accuracy"]),
     }
+
+
+def _data_note(cards: pd.DataFrame, accuracy: float) -> str:
+    """Say on a row what it learned from, and how good its teacher was; empty where it saw every label."""
+    first = cards.iloc[0]
+    if not first.data_note:
+        return ""
+    parts = [first.data_note, f"N = {first.labels:.0f} labels"]
+    if not pd.isna(first.validation_labels):
+        parts[-1] += f", and V = {first.validation_labels:.0f} more that choose the best checkpoint"
+    if not pd.isna(accuracy):
+        parts.append(f"its teacher is right on {100 * accuracy:.1f}% of the unlabelled images")
+    if cards.teacher_limited.fillna(False).any():
+        parts.append("teacher-limited")
+    return "; ".join(parts)
 
 
 def _accuracies(figures: pd.DataFrame) -> dict[str, object]:

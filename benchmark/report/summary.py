@@ -10,6 +10,7 @@ import pandas as pd
 from benchmark.errors import BadInput
 from benchmark.report.leaderboard import autoattack_stages, comparisons, costs, leaderboard
 from benchmark.report.measure import judged, per_network, pooled
+from benchmark.report.recovered import recovered
 from benchmark.report.survey_table import survey_table
 from benchmark.results import alarms, evidence
 from benchmark.results.cards import Cards, Suite, read_cards, read_suite
@@ -46,6 +47,7 @@ class Summary:
     table1: pd.DataFrame
     costs: pd.DataFrame
     alarm: pd.DataFrame  # held-out accuracies of single-step methods: see ``benchmark.results.alarms.epochs``
+    recovered: pd.DataFrame
 
     @cached_property
     def methods(self) -> list[str]:
@@ -89,6 +91,7 @@ def summarise(folder: Path) -> Summary:
         table1=survey_table(suite, board),
         costs=costs(cards.table),
         alarm=alarms.epochs(cards.contents),
+        recovered=recovered(suite, cards, counted),
     )
 
 

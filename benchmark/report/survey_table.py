@@ -31,6 +31,7 @@ def _measured(suite: Suite, leaderboard: pd.DataFrame, row: pd.Series) -> dict[s
         (leaderboard.method == row.method_key)
         & (leaderboard.checkpoint == suite.ranked_checkpoint)
         & (leaderboard.epsilon == suite.headline_epsilon)
+        & ~((suite.track == "common") & leaderboard.labels.notna())  # no figure with extra images beside those
     ]
     if own.empty or own.iloc[0][list(_MEASURED)].isna().all():
         return nothing

@@ -31,6 +31,10 @@ def csv(table: pd.DataFrame, note: str) -> str:
 def readable_leaderboard(summary: Summary) -> pd.DataFrame:
     """Return the leaderboard as strings: accuracies in percent with their interval, empty where not measured."""
     alarmed = summary.leaderboard.alarm.ne("").any()
+    taught = {
+        "labels": lambda line: _labels(line),
+        "teacher's passes": lambda line: _whole(line["teacher_passes"]),
+    }
     return _strings(
         summary.leaderboard,
         {
@@ -50,11 +54,12 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "members": lambda line: _whole(line["members"]),
             "parameters": lambda line: _whole(line["parameters"]),
             "passes": lambda line: _whole(line["passes"]),
+            **(taught if summary.leaderboard.labels.notna().any() else {}),
             "seconds": lambda line: _number(line["seconds"], ".1f"),
             "device-hours": lambda line: _number(line["device_hours"], ".3g"),
             "memory (MiB)": lambda line: _whole(line["peak_memory_mib"]),
             "engine": lambda line: line["engine"],
-            "remark": lambda line: line["status_note"],
+            "remark": lambda line: "; ".join(filter(None, [line["status_note"], line["data_note"]])),
         },
     )
 
@@ -226,6 +231,36 @@ def _by_others(line: dict) -> str:
     doubt = ", low trust" if "LOW TRUST" in line["external_note"] else ""
     setting = " ".join(filter(None, [line["external_dataset"], line["external_epsilon"]]))
     return f"{line['external_autoattack']} ({setting}, {line['external_source']}{doubt})"
+
+
+def _labels(line: dict) -> str:
+    """Write both counts where the checkpoint was chosen on labels of its own: ``200 + 200``."""
+    if _absent(line["labels"]):
+        return ""
+    chosen = line["checkpoint"] == "best" and not _absent(line["validation_labels"])
+    return _whole(line["labels"]) + (f" + {_whole(line['validation_labels'])}" if chosen else "")
+
+
+def readable_recovered(summary: Summary) -> pd.DataFrame:
+    """Return the recovered shares as strings; a dash where the references lie too close to measure one."""
+    return _strings(
+        summary.recovered,
+        {
+            "method": lambda line: line["method"],
+            "checkpoint": lambda line: line["checkpoint"],
+            "attack": lambda line: line["attack"],
+            "epsilon": lambda line: epsilon_text(line["epsilon"]),
+            "accuracy": lambda line: _number(100 * line["accuracy"], ".1f"),
+            "lower end": lambda line: f"{_number(100 * line['lower_accuracy'], '.1f')} ({line['lower']})",
+            "oracle": lambda line: f"{_number(100 * line['oracle_accuracy'], '.1f')} ({line['oracle']})",
+            "oracle - lower": lambda line: (
+                f"{100 * line['gap']:+.1f} [{100 * line['gap_low']:+.1f}, {100 * line['gap_high']:+.1f}]"
+            ),
+            "recovered share": lambda line: _number(line["recovered"], ".2f") or "\N{EN DASH}",
+            "seeds": lambda line: _whole(line["seeds"]),
+            "images": lambda line: _whole(line["images"]),
+        },
+    )
 
 
 def _setting(line: dict) -> str:

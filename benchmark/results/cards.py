@@ -36,6 +36,15 @@ _OPTIONAL = {  # key of a card: what stands in for it where a run did not get so
     "peak_memory_mib": None,
     "peak_memory_of": "",
     "trials": 1,
+    "labels": None,  # of training images, where the others were hidden
+    "validation_labels": None,
+    "reference": False,
+    "data_note": "",
+    "pseudo_label_accuracy": None,
+    "teacher_limited": False,
+    "teacher_held_out_clean": None,
+    "teacher_forward_passes": None,
+    "teacher_backward_passes": None,
 }
 
 
@@ -131,6 +140,11 @@ class Cards:
     table: pd.DataFrame
     contents: list[dict[str, Any]]
     tracebacks: Mapping[str, str]
+
+    @cached_property
+    def beside(self) -> dict[str, dict[str, str]]:
+        """The rows that each semi-supervised method is shown beside: ``lower``, ``oracle`` and ``teacher``."""
+        return {str(card["method"]): card["beside"] for card in self.contents if card.get("beside")}
 
     @cached_property
     def failed(self) -> pd.DataFrame:

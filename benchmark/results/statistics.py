@@ -120,6 +120,20 @@ def paired_difference(first: Array, second: Array, *, resamples: int = RESAMPLES
     return Difference(Interval(estimate, min(low, estimate), max(high, estimate)), p, runs, images)
 
 
+def difference_interval(first: Array, second: Array, *, resamples: int = INTERVAL_RESAMPLES, seed: int = 0) -> Interval:
+    """Return the accuracy of ``first`` minus that of ``second``, cells ``(runs, images)``, with the bootstrap interval.
+
+    On the cells that both have, resampled together; for a single run over images alone.
+    """
+    both = ~np.isnan(first) & ~np.isnan(second)
+    if not both.any():
+        return Interval(np.nan, np.nan, np.nan)
+    cells = np.where(both, np.stack([first, second]), np.nan)
+    draws = np.subtract(*resampled_means(cells, resamples=resamples, seed=seed).T)
+    low, high = (float(end[0]) for end in _ends(draws[:, None]))
+    return Interval(float((first[both] - second[both]).mean()), low, high)
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the exact two-sided p of McNemar's test from the two counts of disagreement."""
     disagreements = only_first + only_second

@@ -232,7 +232,7 @@ def test_a_suites_name_follows_from_what_changes_the_weights_and_from_nothing_el
         "recipe.average": "ema",
         "seeds": [1],
         "network.settings.width": 8,
-        "dataset.train_images": 100,
+        "dataset.train_images": 400,  # enough for 200 labels
         "dataset.validation_images": 100,
         "dataset.folds": [1],
         "dataset.augment": True,

@@ -20,6 +20,7 @@ from methods import catalogue
 from methods.selection import held_out_verdicts
 
 SMALL = {"recipe.epochs": 3, "dataset.train_images": 96, "dataset.validation_images": 30, "inner_steps": 2}
+SMALL |= {"dataset.labels": 30}
 every_method = pytest.mark.parametrize("name", catalogue.names())
 
 
@@ -111,6 +112,7 @@ COSTS = {
     "fast_at": (2, 2),
     "fat": (3, 3),
     "avmixup": (3, 3),
+    "rst": (5, 4),
     "iaat": ((4 + 10 + 10) / 3, (3 + 7 + 7) / 3),  # a warm-up of one epoch
     "free_at": (1, 1),
 }

@@ -104,6 +104,13 @@ def iaat(case: Case):
     return method
 
 
+def rst(case: Case):
+    if case.settings["adversarial"]:
+        return gaussian_start(case, entropy_weight=case.settings["entropy_weight"])
+    threat = ThreatModel("l2", case.settings["epsilon"])
+    return catalogue.get("rst")(case.network, threat, beta=case.settings["beta"], sigma="epsilon")
+
+
 BUILDERS = {
     "pgd_at": pgd_at,
     "robust_overfitting": pgd_at,
@@ -115,6 +122,7 @@ BUILDERS = {
     "fat": fat,
     "avmixup": avmixup,
     "iaat": iaat,
+    "rst": rst,
 }
 CASES = [
     case for method in BUILDERS for case in cases(method, "training_step") if case.name != "attack_only_eval"
@@ -151,7 +159,7 @@ def test_one_training_step_repeats_the_authors_code(case):
         torch.testing.assert_close(
             batch_norms[0].running_mean.tolist(), expected["first_bn_running_mean_after"], rtol=1e-7, atol=1e-9
         )
-    if "first_bn_running_mean_after_attack" in expected and case.settings["attack_mode"] == "train":
+    if "first_bn_running_mean_after_attack" in expected and case.settings.get("attack_mode") == "train":
         torch.testing.assert_close(
             after_attack[-1], expected["first_bn_running_mean_after_attack"], rtol=1e-7, atol=1e-9
         )

@@ -1,0 +1,120 @@
+"""Batches out of two pools, labelled and unlabelled images, in an order fixed by seed, epoch and step."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from attacks.randomness import key
+from benchmark.data.augment import Moves, crop_and_flip, draw_moves
+from benchmark.data.images import Images
+from methods.base import Batch
+
+Row = tuple[int, int]  # an image's position, and the place in the epoch at which it is drawn
+
+
+class PoolSampler(Sampler[Row]):
+    """Draw every batch of an epoch from two pools, and deal its rows out to ``ranks`` processes.
+
+    The labelled part comes from passes over the labelled images, each shuffled anew, that run on over the borders of
+    batches and epochs: no image repeats inside a pass, and every batch has its full size. The unlabelled part is drawn
+    uniformly with replacement. Then the batch is shuffled. All of it depends on (seed, epoch, step) alone, so an epoch
+    replayed after a kill is the same epoch, and the ranks share one batch. Where they do not divide it, the first rows
+    of the batch are dealt twice.
+
+    Args:
+        labelled, unlabelled: positions of the images of each pool.
+        labelled_rows: of ``batch_size``, the rows of a batch over all ranks.
+        steps: batches an epoch.
+    """
+
+    def __init__(
+        self,
+        labelled: Tensor,
+        unlabelled: Tensor,
+        *,
+        labelled_rows: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.labelled, self.unlabelled = labelled.cpu(), unlabelled.cpu()
+        self.labelled_rows = labelled_rows if len(unlabelled) else batch_size
+        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+        self.rank, self.ranks = rank, ranks
+        self.epoch = 0
+        self._pass = -1, torch.empty(0, dtype=torch.int64)  # the last pass that was shuffled, and its order
+
+    @property
+    def share(self) -> int:
+        """Rows of each batch that one rank takes."""
+        return -(-self.batch_size // self.ranks)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration runs through."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.share
+
+    def __iter__(self) -> Iterator[Row]:
+        for step in range(self.steps):
+            rows = list(enumerate(self.batch(step).tolist(), start=step * self.batch_size))
+            dealt = (rows * self.ranks)[: self.share * self.ranks]
+            yield from ((position, slot) for slot, position in dealt[self.rank :: self.ranks])
+
+    def batch(self, step: int) -> Tensor:
+        """Give the positions ``(batch_size,)`` of this epoch's batch number ``step``."""
+        drawn = self.batch_size - self.labelled_rows
+        start = (self.epoch * self.steps + step) * self.labelled_rows
+        known = torch.tensor([self._labelled_at(place) for place in range(start, start + self.labelled_rows)]).long()
+        rows = torch.randint(max(1, len(self.unlabelled)), (drawn,), generator=self._generator("unlabelled", step))
+        both = torch.cat([known, self.unlabelled[rows]])
+        return both[torch.randperm(len(both), generator=self._generator("mixed", step))]
+
+    def _labelled_at(self, place: int) -> int:
+        """Look up one place in the endless row of shuffled passes."""
+        number, within = divmod(place, len(self.labelled))
+        if self._pass[0] != number:
+            generator = torch.Generator().manual_seed(key("labelled pass", self.seed, number))
+            self._pass = number, self.labelled[torch.randperm(len(self.labelled), generator=generator)]
+        return int(self._pass[1][within])
+
+    def _generator(self, purpose: str, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(key(purpose, self.seed, self.epoch, step))
+
+
+class PoolData(Dataset[Batch]):
+    """Serve the rows of a :class:`PoolSampler` as batches ``(x, y, index)``; y is -1 where the label is hidden.
+
+    An image that is drawn several times in an epoch is moved differently each time, hence by its place in the epoch.
+    """
+
+    def __init__(self, images: Images, sampler: PoolSampler, *, augments: bool) -> None:
+        self.images, self.sampler, self.augments = images, sampler, augments
+        self._moves: tuple[int, Moves] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: Row) -> Batch:
+        """Return one image ``(c, h, w)`` with its label and number, both scalars."""
+        return Batch(*(rows[0] for rows in self.__getitems__([row])))
+
+    def __getitems__(self, rows: Sequence[Row]) -> Batch:
+        """Return the images of ``rows`` as one batch of shapes ``(n, c, h, w)``, ``(n,)``, ``(n,)``."""
+        device = self.images.images.device
+        positions, slots = torch.tensor(rows, device=device).unbind(1)
+        taken = self.images.take(positions)
+        x = crop_and_flip(taken.pixels(), self._epoch_moves().of(slots)) if self.augments else taken.pixels()
+        return Batch(x, taken.labels, taken.index)
+
+    def _epoch_moves(self) -> Moves:
+        sampler = self.sampler
+        if self._moves is None or self._moves[0] != sampler.epoch:
+            slots, device = sampler.steps * sampler.batch_size, self.images.images.device
+            self._moves = sampler.epoch, draw_moves(slots, seed=sampler.seed, epoch=sampler.epoch, device=device)
+        return self._moves[1]

@@ -1,0 +1,49 @@
+"""The runs that a semi-supervised method is shown beside: all equal but that they see the labelled images alone."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmark.experiment import Experiment, experiment, resolve
+from benchmark.suite import Suite
+
+
+def references(experiments: Sequence[Experiment], suite: Suite, data_root: Path | None = None) -> list[Experiment]:
+    """List what ``experiments`` of semi-supervised methods need beside themselves, each once: teachers and lower ends.
+
+    Args:
+        suite: uncut, because a reference has the settings that the suite gives to its method, the oracle's own.
+    """
+    listed = {(one.row, one.seed, one.fold) for one in experiments}
+    found: dict[tuple[str, int, int], Experiment] = {}
+    for one in experiments:
+        wanted = one.method_class.references
+        if wanted is None or one.labels is None:
+            continue
+        for reference in (wanted.teacher, *wanted.lower):
+            row = f"{reference.name or reference.method}@{one.labels}"
+            own = {**(suite.methods.get(reference.method) or {}), **reference.settings}
+            settings = resolve(reference.method, own, suite.inner_steps)
+            like = replace(suite, dataset=one.dataset)
+            made = experiment(like, reference.method, settings, one.fold, one.seed, one.labels, row, data_root)
+            found.setdefault((row, one.seed, one.fold), replace(made, reference=True))
+    return [made for place, made in found.items() if place not in listed]
+
+
+def with_teachers(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Give ``experiments`` with the teachers that they wait for, each once."""
+    teachers = {one.teacher.name: one.teacher for one in experiments if one.teacher is not None}
+    return [*teachers.values(), *experiments]
+
+
+def beside(one: Experiment) -> dict[str, str]:
+    """Name the rows that ``one`` is shown beside: teacher, lower end and oracle; nothing for other methods."""
+    wanted = one.method_class.references
+    if wanted is None or one.labels is None or one.reference:
+        return {}
+    lower = wanted.lower[0]
+    return {
+        "teacher": f"{wanted.teacher.name or wanted.teacher.method}@{one.labels}",
+        "lower": f"{lower.name or lower.method}@{one.labels}",
+        "oracle": wanted.oracle,
+    }
