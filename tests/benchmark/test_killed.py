@@ -8,6 +8,7 @@ import pytest
 
 from benchmark import suite
 from benchmark.experiment import plan
+from benchmark.references import with_teachers
 from benchmark.storage import read_yaml, sha256
 from benchmark.tasks import Places, Task, perform
 from benchmark.training import CARD, RESUME
@@ -18,6 +19,7 @@ SMALL = {
     "recipe.batch_size": 32,
     "dataset.train_images": 96,
     "dataset.validation_images": 20,
+    "dataset.labels": 40,
     "inner_steps": 2,
 }
 
@@ -53,6 +55,9 @@ def test_a_training_killed_in_mid_epoch_ends_with_the_weights_of_an_undisturbed_
     changes = SMALL | {"recipe.epochs": epochs, "recipe.average": "ema", "methods": {name: None}}
     (of,) = plan(suite.load("quickstart", changes))
     whole, broken = (Places(tmp_path / kind, tmp_path / f"{kind}-report") for kind in ("whole", "broken"))
+    for places in (whole, broken):
+        for teacher in with_teachers([of])[:-1]:
+            assert in_a_process_of_its_own(Task(teacher), places) == 0
     assert in_a_process_of_its_own(Task(of), whole) == 0
     assert in_a_process_of_its_own(Task(of), broken, die_at=(1, 1)) == -signal.SIGKILL
     assert (broken.checkpoints / of.name / RESUME).is_file()
