@@ -1,29 +1,47 @@
 """Borrow a network for an attack and give it back as it was: mode, gradients, parameters' flags."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 from torch import nn
 
-Mode = Literal["eval", "train"]
+Mode = Literal["eval", "train", "batch"]
 
 
 @contextmanager
 def in_mode(network: nn.Module, mode: Mode) -> Iterator[nn.Module]:
-    """Put ``network`` into train or eval mode inside the block; afterwards each part is in the mode it was in.
+    """Put ``network`` into a mode inside the block; afterwards each part is in the mode it was in.
 
     Part by part, because a network may keep some of its layers (frozen BatchNorm) in eval mode for good; a network
     that is in train mode already is therefore left as it is.
+
+    Args:
+        mode: ``eval``; ``train``; or ``batch``, which is train mode except that running statistics stay as they are,
+            as in TensorFlow, where they move with the training step only.
     """
     found = [(module, module.training) for module in network.modules()]
-    if not (mode == "train" and network.training):
-        network.train(mode == "train")
+    if mode == "eval" or not network.training:
+        network.train(mode != "eval")
     try:
-        yield network
+        with _other_buffers(network) if mode == "batch" else nullcontext():
+            yield network
     finally:
         for module, training in found:
             module.training = training
+
+
+@contextmanager
+def _other_buffers(network: nn.Module) -> Iterator[None]:
+    """Let ``network`` write to copies of its buffers; its own are not touched, so that no graph minds."""
+    own = [(part, name, value) for part in network.modules() for name, value in part.named_buffers(recurse=False)]
+    for part, name, value in own:
+        setattr(part, name, value.clone())
+    try:
+        yield
+    finally:
+        for part, name, value in own:
+            setattr(part, name, value)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks.checks import check_classifier, check_images
 from attacks.errors import BadInput
 from attacks.modes import without_parameter_gradients
-from attacks.passes import Passes, counting
+from attacks.passes import Passes, counting, networks_in
 from attacks.threat import ThreatModel
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -121,7 +121,7 @@ class _Watch:
     ) -> None:
         self.network, self.x, self.y, self.passes = network, x, y, passes
         self.batch_size, self.progress = batch_size, progress
-        self.forward, self.backward = torch.ones(len(x)), torch.zeros(len(x))
+        self.forward, self.backward = torch.full((len(x),), float(len(networks_in(network)))), torch.zeros(len(x))
         self.by: list[str] = []
         self.survivors: dict[str, int] = {}
         self.clean: list[Tensor] = []

@@ -15,12 +15,19 @@ class Passes:
     backward: int = 0
 
 
+def networks_in(network: nn.Module) -> list[nn.Module]:
+    """List the networks that an image goes through: those in ``network.members`` of an ensemble, else the one."""
+    members = getattr(network, "members", None)
+    return list(members) if isinstance(members, nn.ModuleList) else [network]
+
+
 @contextmanager
 def counting(network: nn.Module, passes: Passes | None = None) -> Iterator[Passes]:
     """Count forward and backward passes through ``network`` inside the block, in images.
 
     A backward is counted whenever a gradient arrives at the logits of a forward: once per forward that it runs
-    through, and in a double backward once for the inner gradient and once for the outer.
+    through, and in a double backward once for the inner gradient and once for the outer. In an ensemble every member
+    counts (:func:`networks_in`), whether it is run by the ensemble or by itself.
 
     Example::
 
@@ -39,8 +46,9 @@ def counting(network: nn.Module, passes: Passes | None = None) -> Iterator[Passe
     def backward(images: int) -> None:
         total.backward += images
 
-    handle = network.register_forward_hook(forward)
+    handles = [part.register_forward_hook(forward) for part in networks_in(network)]
     try:
         yield total
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -24,6 +24,8 @@ def pgd(
     keep: Literal["last", "best"] = "last",
     until: Callable[[Tensor], Tensor] | None = None,
     patience: int | Tensor = 1,
+    jitter: Callable[[Tensor], Tensor] | None = None,
+    whole_batch: bool = False,
 ) -> Tensor:
     r"""Climb ``objective`` from ``start`` within ``threat``: repeat :math:`x \gets \Pi(x + \alpha\, s(\nabla\ell))`.
 
@@ -39,6 +41,10 @@ def pgd(
         until: logits to a mask ``(n,)``. An image for which it held ``patience`` times (counted before each step)
             stays where it is: with patience 1 and "misclassified", the first success counts (any iterate).
         patience: one number, or one per image ``(n,)``.
+        jitter: called before each step with the mask ``(n,)`` of the images that take it; the noise that it gives, like
+            ``x``, is added to the step before the projection. The caller draws it, too.
+        whole_batch: send images that have stopped through the network all the same, so that every forward has one shape
+            (logits depend on it in the last bits). In train mode this is always so: batch statistics need them all.
 
     Returns:
         images like ``x``, without a graph.
@@ -48,29 +54,39 @@ def pgd(
     adversarial = start.detach().clone()
     alpha = per_image(step_size, x) if isinstance(step_size, Tensor) else step_size
     left = torch.as_tensor(patience, device=x.device).expand(len(x)).clone()
+    moving = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    rows: Tensor | slice = slice(None)  # of the images that go through the network
+    droppable = not (until is None or whole_batch or any(module.training for module in network.modules()))
+    logits = x.new_empty(0)
     best, best_value = adversarial, torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
     for _ in range(steps):
-        point = adversarial.requires_grad_()
+        point = adversarial[rows].requires_grad_()
         with torch.enable_grad():
-            logits = network(point)
+            fresh = network(point)  # of images that have stopped the logits are known, and the objective sees them
+            logits = _placed(fresh, rows, logits)
             value = objective(logits)
-            (gradient,) = torch.autograd.grad(value.sum(), point)  # a mean would tie an image's step to its batch
-        adversarial = point.detach()
         if keep == "best":
             best, best_value = _better(best, best_value, adversarial, value.detach())
-        moved = threat.project(adversarial + alpha * threat.direction(gradient), x, radius)
         if until is not None:
             left = left - until(logits.detach()).to(left.dtype)
-            moving = per_image(left > 0, x).bool()
+            moving = left > 0
             if not moving.any():
                 break
-            moved = torch.where(moving, moved, adversarial)
-        adversarial = moved
+        (slope,) = torch.autograd.grad(value.sum(), point)  # a mean would tie an image's step to its batch
+        gradient = _placed(slope, rows, adversarial)  # whatever stands for those that have stopped: they do not move
+        moved = adversarial + alpha * threat.direction(gradient)
+        moved = threat.project(moved if jitter is None else moved + jitter(moving), x, radius).detach()
+        logits = logits.detach()
+        if until is not None:
+            adversarial = torch.where(per_image(moving, x).bool(), moved, adversarial)
+            rows = moving.nonzero().squeeze(1) if droppable else rows
+        else:
+            adversarial = moved
     if keep == "best":
         with torch.no_grad():
             best, _ = _better(best, best_value, adversarial, objective(network(adversarial)))
         return best
-    return adversarial.detach()
+    return adversarial
 
 
 def fgsm(network: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
@@ -79,6 +95,11 @@ def fgsm(network: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tenso
     Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
     """
     return pgd(network, x, cross_entropy_with(y), threat, start=x, steps=1, step_size=threat.epsilon)
+
+
+def _placed(part: Tensor, rows: Tensor | slice, whole: Tensor) -> Tensor:
+    """Put what belongs to ``rows`` in its place; the others keep what ``whole`` has."""
+    return part if isinstance(rows, slice) else whole.index_copy(0, rows, part)
 
 
 def _better(best: Tensor, best_value: Tensor, point: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

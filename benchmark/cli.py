@@ -19,6 +19,8 @@ _EXAMPLES = {
     "list": "atbench list methods",
     "show": "atbench show trades",
 }
+_A_METHOD = "a name of `atbench list methods`, or FILE:CLASS of your own"
+_A_DATASET = "a name of `atbench list datasets`, or FILE:OBJECT of your own"
 _SUMMARIES = {
     "run": "train, attack and report a whole suite",
     "train": "train one method",
@@ -84,6 +86,10 @@ def _run_words(parser: ArgumentParser) -> None:
     """
     parser.add_argument("suite", help="a name of `atbench list suites`, or a YAML file")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these (default: all of the suite)")
+    mine = "a method of your own beside them: a subclass of methods.base.AdversarialTraining"
+    parser.add_argument("--method", nargs="+", action="extend", default=[], metavar="FILE:CLASS", help=mine)
+    family = "what yours is compared with, such as pgd_at,trades; of the suite only these run beside it"
+    parser.add_argument("--against", nargs="+", metavar="NAME", help=family)
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="in place of the suite's")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/SUITE)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
@@ -92,7 +98,7 @@ def _run_words(parser: ArgumentParser) -> None:
 
 def _train_words(parser: ArgumentParser) -> None:
     """Train one method in a suite's setting; the weights and their card stay in a folder of their own."""
-    parser.add_argument("method", help="a name of `atbench list methods`")
+    parser.add_argument("method", help=_A_METHOD)
     parser.add_argument("--suite", default="digits-common", help="whose setting (default: digits-common)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
     _add_common(parser)
@@ -103,13 +109,13 @@ def _evaluate_words(parser: ArgumentParser) -> None:
 
     Nothing is trained; every image's verdict is written, and a stopped run resumes.
     """
-    builder = "a function without arguments that returns an nn.Module from images in [0, 1] to logits, or a name of "
+    builder = "a function that returns an nn.Module from images in [0, 1] to logits, or a name of "
     radii = "in pixel units (default: 8/255); of several, AutoAttack runs at the last"
     attacks = "of pgd20, cw20, autoattack (default: these three), pgd20_any, and cw_l2 for the norm l2"
     add = parser.add_argument
     add("--model", required=True, metavar="FILE:BUILDER", help=f"{builder}`atbench list architectures`")
     add("--weights", required=True, type=Path, metavar="FILE", help="safetensors, or a PyTorch state dict")
-    add("--dataset", required=True, metavar="NAME", help="a name of `atbench list datasets`")
+    add("--dataset", required=True, metavar="NAME", help=_A_DATASET)
     add("--norm", default="linf", choices=["linf", "l2", "l1"], help="of the perturbation (default: linf)")
     add("--epsilon", nargs="+", type=str, default=["8/255"], metavar="FRACTION", help=radii)
     add("--attacks", nargs="+", default=["pgd20", "cw20", "autoattack"], metavar="NAME", help=attacks)
@@ -132,15 +138,28 @@ def _list_words(parser: ArgumentParser) -> None:
 
 
 def _show_words(parser: ArgumentParser) -> None:
-    """Show a method: its equation and reading, its settings, and the figures published for it."""
-    parser.add_argument("method", help="a name of `atbench list methods`")
+    """Show a method: paper, formula, steps, reading chosen, warnings, settings, and the figures published for it."""
+    parser.add_argument("method", help=_A_METHOD)
 
 
 def _add_common(parser: ArgumentParser) -> None:
     changed = "change settings of the suite, such as recipe.epochs=2"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changed)
+    together = "that train one method together: GPUs, or processes where there are none (default: 1)"
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help=together)
+    machines = "machines; start the same command on each, with NODE_RANK, MASTER_ADDR and MASTER_PORT set (default: 1)"
+    parser.add_argument("--num-nodes", type=int, default=1, metavar="M", help=machines)
+    precisions = ["32-true", "bf16-mixed", "16-mixed"]
+    parser.add_argument("--precision", choices=precisions, help="of training, in place of the suite's")
+    shared = "share BatchNorm's statistics between GPUs"
+    parser.add_argument("--sync-batchnorm", action="store_true", help=shared)
+    parser.add_argument("--dataset", metavar="NAME", help=f"in place of the suite's: {_A_DATASET}")
+    network = "in place of the suite's: a name of `atbench list architectures`, or FILE:BUILDER of your own"
+    parser.add_argument("--network", metavar="NAME", help=network)
     kept = "of trained weights (default: checkpoints)"
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="FOLDER", help=kept)
+    listener = "tensorboard or wandb, beside the history.csv that is always written; may be given for each"
+    parser.add_argument("--logger", action="append", default=[], metavar="NAME", help=listener)
     _add_data(parser)
 
 
@@ -152,33 +171,43 @@ def _add_data(parser: ArgumentParser) -> None:
 
 def _run(chosen: Namespace) -> int:
     from benchmark import commands
-    from benchmark.suite import read_change
+    from benchmark.devices import Devices
 
     return commands.run(
         chosen.suite,
         methods=chosen.methods,
         seeds=chosen.seeds,
-        changes=dict(map(read_change, chosen.set)),
+        changes=_changes(chosen),
         output=chosen.output,
         checkpoints=chosen.checkpoints,
+        devices=Devices(chosen.devices, chosen.num_nodes),
         data_root=chosen.data_root,
         download=chosen.download,
+        loggers=tuple(chosen.logger),
         processes=_positive("--workers", chosen.workers),
+        own=chosen.method,
+        against=_names(chosen.against),
+        dataset=chosen.dataset,
+        network=chosen.network,
     )
 
 
 def _train(chosen: Namespace) -> int:
     from benchmark import commands
-    from benchmark.suite import read_change
+    from benchmark.devices import Devices
 
     return commands.train(
         chosen.method,
         chosen.suite,
         seed=chosen.seed,
-        changes=dict(map(read_change, chosen.set)),
+        changes=_changes(chosen),
         checkpoints=chosen.checkpoints,
+        devices=Devices(chosen.devices, chosen.num_nodes),
         data_root=chosen.data_root,
         download=chosen.download,
+        dataset=chosen.dataset,
+        network=chosen.network,
+        loggers=tuple(chosen.logger),
     )
 
 
@@ -208,10 +237,22 @@ def _evaluate(chosen: Namespace) -> int:
     )
 
 
+def _changes(chosen: Namespace) -> dict[str, Any]:
+    """Read what a person changes of a suite; the options that stand for a key come first."""
+    from benchmark.suite import read_change
+
+    options = {"precision": chosen.precision, "sync_batchnorm": chosen.sync_batchnorm or None}
+    return {key: value for key, value in options.items() if value is not None} | dict(map(read_change, chosen.set))
+
+
 def _report(chosen: Namespace) -> int:
     from benchmark.report import build
+    from benchmark.results.alarms import sentences
+    from benchmark.results.cards import read_cards
 
     build(chosen.folder)
+    for sentence in sentences(read_cards(chosen.folder).contents):
+        print(f"alarm: {sentence}", file=sys.stderr)
     print(chosen.folder / "index.html")
     return 0
 
@@ -224,10 +265,15 @@ def _list(chosen: Namespace) -> int:
 
 
 def _show(chosen: Namespace) -> int:
-    from benchmark import inspection
+    from benchmark.method_page import page
 
-    print(inspection.method(chosen.method))
+    print(page(chosen.method))
     return 0
+
+
+def _names(words: list[str] | None) -> list[str] | None:
+    """Split names at commas as well as at spaces."""
+    return None if words is None else [name for word in words for name in word.split(",") if name]
 
 
 def _positive(option: str, value: Any) -> Any:

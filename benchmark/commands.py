@@ -8,12 +8,17 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmark import own_parts
 from benchmark.data import load as load_data
+from benchmark.devices import Devices
 from benchmark.display import Display
 from benchmark.errors import BadInput
 from benchmark.evaluation import RANKING_ONLY, jobs
 from benchmark.experiment import Experiment, plan
+from benchmark.loggers import check as check_loggers
 from benchmark.references import references, with_teachers
+from benchmark.results.alarms import sentences
+from benchmark.results.cards import read_cards
 from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path, finished_parts
 from benchmark.runner import Outcome, workers
 from benchmark.runner import run as run_tasks
@@ -21,6 +26,7 @@ from benchmark.storage import locked, read_yaml, write_text, write_yaml
 from benchmark.suite import Suite, load
 from benchmark.tasks import Places, Task, expected_parts
 from benchmark.training import CARD, failed_card
+from benchmark.user_code import shown
 
 
 def run(
@@ -31,23 +37,38 @@ def run(
     changes: Mapping[str, Any],
     output: Path | None,
     checkpoints: Path,
+    devices: Devices,
     data_root: Path | None,
     download: bool,
     processes: int | None,
+    own: Sequence[str] = (),
+    against: Sequence[str] | None = None,
+    dataset: str | None = None,
+    network: str | None = None,
+    loggers: tuple[str, ...] = (),
 ) -> int:
     """Train and attack a suite's experiments, then make its report; returns the exit code.
 
     0: everything is there. 1: a method failed, the others went on. 2: the same, but a person's input was the reason.
+
+    Args:
+        own, against, dataset, network: see :mod:`benchmark.own_parts`.
     """
-    whole = load(suite_name, changes)
-    suite = _reduced(whole, methods, seeds)
+    check_loggers(loggers)
+    whole = _load(suite_name, changes, dataset, network)
+    suite = own_parts.with_methods(whole, methods, own, against)
+    suite = suite if seeds is None else dataclasses.replace(suite, seeds=list(seeds))
     experiments = plan(suite, data_root)
     experiments += references(experiments, whole, data_root)
     list(jobs(suite.evaluation, ranked=True))  # so that a misspelled attack is told before anything is written
     report = output or Path("reports") / escaped(suite.name)
-    places = Places(checkpoints, report, data_root, download)
+    places = Places(checkpoints, report, data_root, download, devices, loggers)
     tests = {fold: _test_images(suite, fold, places) for fold in suite.dataset.folds}
     _check_names(experiments)
+    devices.share(suite.recipe.batch_size)
+    devices.check()
+    if devices.node:
+        return _help_to_train(experiments, suite, places)
     with locked(report):
         _keep_suite(report, suite)
         tasks = [task for experiment in experiments for task in _unfinished(experiment, suite, places, tests)]
@@ -68,42 +89,62 @@ def train(
     seed: int,
     changes: Mapping[str, Any],
     checkpoints: Path,
+    devices: Devices,
     data_root: Path | None,
     download: bool,
+    dataset: str | None = None,
+    network: str | None = None,
+    loggers: tuple[str, ...] = (),
 ) -> int:
     """Train one method in a suite's setting and say where its weights are; returns the exit code."""
-    suite = load(suite_name, changes)
-    own = suite.methods.get(method, suite.methods.get(method.partition("@")[0]))
-    suite = dataclasses.replace(suite, methods={method: own}, seeds=[seed], dataset=_one_fold(suite))
+    check_loggers(loggers)
+    suite = own_parts.with_methods(_load(suite_name, changes, dataset, network), [method])
+    suite = dataclasses.replace(suite, seeds=[seed], dataset=_one_fold(suite))
     (experiment,) = plan(suite, data_root)
-    _test_images(suite, experiment.fold, Places(checkpoints, checkpoints, data_root, download))
+    places = Places(checkpoints, checkpoints, data_root, download, devices, loggers)
+    devices.share(suite.recipe.batch_size)
+    devices.check()
+    _test_images(suite, experiment.fold, places)
     folder = checkpoints / experiment.name
-    places = Places(checkpoints, folder, data_root, download)
+    places = dataclasses.replace(places, report=folder)
     console = Console(stderr=True)
-    left = [one for one in with_teachers([experiment]) if not (checkpoints / one.name / CARD).is_file()]
-    tasks = [Task(one) for one in left if not (folder / CARD).is_file()]
-    with Display(method, len(tasks), console) as display:
+    left = [] if (folder / CARD).is_file() else with_teachers([experiment])
+    tasks = [Task(one) for one in left if not (checkpoints / one.name / CARD).is_file()]
+    with Display(experiment.row, len(tasks), console) as display:
         outcomes = run_tasks(tasks, places, suite.evaluation, processes=1, watcher=display)
     for task, outcome in outcomes.items():
         if outcome.error:
             write_text(checkpoints / task.experiment.name / "failure.txt", outcome.trace)
     if not any(outcome.error for outcome in outcomes.values()):
-        for name, kept in read_yaml(folder / CARD)["weights"].items():
+        card = read_yaml(folder / CARD)
+        for sentence in sentences([card]):
+            console.out(f"alarm: {sentence}", highlight=False)
+        for name, kept in card["weights"].items():
             score = ", ".join(f"{key.replace('_', ' ')} {kept[key]:.3f}" for key in kept if key.startswith("held_out"))
             console.out(f"{folder / name}.safetensors  epoch {kept['epoch']}  {score}", highlight=False)
     return _exit_code(outcomes, console, folder)
+
+
+def _help_to_train(experiments: Sequence[Experiment], suite: Suite, places: Places) -> int:
+    """Take part in the trainings, in the order of the first machine, which does all the rest; returns the exit code."""
+    tasks = [
+        Task(experiment) for experiment in experiments if not (places.checkpoints / experiment.name / CARD).is_file()
+    ]
+    console = Console(stderr=True)
+    with Display(suite.name, len(tasks), console) as display:
+        outcomes = run_tasks(tasks, places, suite.evaluation, processes=places.devices.devices, watcher=display)
+    return _exit_code(outcomes, console, places.checkpoints)
 
 
 def _one_fold(suite: Suite) -> Any:
     return dataclasses.replace(suite.dataset, folds=suite.dataset.folds[:1])
 
 
-def _reduced(suite: Suite, methods: Sequence[str] | None, seeds: Sequence[int] | None) -> Suite:
-    """Cut a suite down to some methods and seeds; methods it does not list are added with their defaults."""
-    if methods is not None:
-        own = {method: suite.methods.get(method, suite.methods.get(method.partition("@")[0])) for method in methods}
-        suite = dataclasses.replace(suite, methods=own)
-    return suite if seeds is None else dataclasses.replace(suite, seeds=list(seeds))
+def _load(name: str, changes: Mapping[str, Any], dataset: str | None, network: str | None) -> Suite:
+    """Read a suite with another data set or network in place of its own, and changed; changes have the last word."""
+    if dataset is None and network is None:
+        return load(name, changes)
+    return load(name, {**own_parts.in_place_of(load(name), dataset, network), **changes})
 
 
 def _check_names(experiments: Sequence[Experiment]) -> None:
@@ -121,6 +162,7 @@ def _test_images(suite: Suite, fold: int, places: Places) -> int:
         fold=fold,
         train_images=suite.dataset.train_images,
         validation_images=suite.dataset.validation_images,
+        code=suite.dataset.code,
     )
     return len(splits.test)
 
@@ -132,8 +174,9 @@ def _keep_suite(report: Path, suite: Suite) -> None:
         BadInput: when the folder holds results of a suite that differs in anything but methods, seeds and folds.
     """
     path, now = report / "suite.yaml", suite.as_plain()
-    if path.is_file() and _holds_results(report):
-        before = read_yaml(path)
+    before = read_yaml(path) if path.is_file() and _holds_results(report) else None
+    if before is not None:
+        _forget_failures_of_older_code(report, before, now)
         key = _first_difference(before, now)
         if key is not None:
             raise BadInput(
@@ -142,6 +185,8 @@ def _keep_suite(report: Path, suite: Suite) -> None:
         now["methods"] = {**before["methods"], **now["methods"]}
         now["seeds"] = sorted({*before["seeds"], *now["seeds"]})
         now["dataset"]["folds"] = sorted({*before["dataset"]["folds"], *now["dataset"]["folds"]})
+        if own := {**before.get("own", {}), **now.get("own", {})}:
+            now["own"] = own
     write_yaml(path, now)
 
 
@@ -150,14 +195,42 @@ def _holds_results(report: Path) -> bool:
     return any(any((report / kind).glob("*")) for kind in ("experiments", "evidence"))
 
 
+def _forget_failures_of_older_code(report: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Drop what failed with a user's file that was mended since, here and in ``before``; what was measured stays."""
+    shared = [part for part in ("dataset", "network") if _mended(before[part].get("code"), now[part].get("code"))]
+    own = {method for method, code in now.get("own", {}).items() if _mended(before.get("own", {}).get(method), code)}
+    cards = [(path, read_yaml(path)) for path in (report / "experiments").glob("*.yaml")]
+    for method in before["methods"] if shared else own:
+        failed = [(path, card["experiment"]) for path, card in cards if card["method"] == method]
+        if any(card["status"] == "done" for _, card in cards if card["method"] == method) or any(
+            (report / "evidence" / escaped(name)).exists() for _, name in failed
+        ):
+            return
+        for path, name in failed:
+            path.unlink()
+            failure_path(report, name).unlink(missing_ok=True)
+        if method in own:
+            before["own"][method] = now["own"][method]
+    for part in shared:
+        before[part]["code"] = now[part]["code"]
+
+
+def _mended(before: dict[str, str] | None, now: dict[str, str] | None) -> bool:
+    return before is not None and now is not None and before["sha256"] != now["sha256"]
+
+
 def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
     """Name the first setting in which two suites differ; adding methods, seeds and folds is no difference."""
-    if key in (".seeds", ".dataset.folds", ".title", ".note"):
+    if key in (".seeds", ".dataset.folds", ".title", ".note", ".against"):
         return None
     if key in (".dataset.labels", ".dataset.label_choice") and before is None:  # no row there learned without labels
         return None
+    if key == ".own":  # left out where there is none
+        before, now = before or {}, now or {}
     if isinstance(before, dict) and isinstance(now, dict):
-        both = [name for name in now if name in before] if key == ".methods" else list({**before, **now})
+        if "sha256" in before and "sha256" in now:  # a user's file, wherever it lies
+            return f"version of {shown(now['path'])}" if _mended(before, now) else None
+        both = [name for name in now if name in before] if key in (".methods", ".own") else list({**before, **now})
         found = (_first_difference(before.get(name), now.get(name), f"{key}.{name}") for name in both)
         return next((name for name in found if name is not None), None)
     return None if before == now else key.removeprefix(".")
@@ -204,6 +277,8 @@ def _report(folder: Path, console: Console) -> None:
     from benchmark.report import build
 
     build(folder)
+    for sentence in sentences(read_cards(folder).contents):
+        console.out(f"alarm: {sentence}", highlight=False)
     console.out(f"report: {folder / 'index.html'}", highlight=False)
 
 

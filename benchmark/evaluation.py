@@ -19,7 +19,7 @@ from attacks.checks import check_classifier, check_images
 from attacks.errors import BadInput
 from attacks.modes import in_mode
 from attacks.objectives import Objective, cross_entropy_with, margin, margin_with
-from attacks.passes import Passes, counting
+from attacks.passes import Passes, counting, networks_in
 from attacks.pgd import pgd
 from attacks.pixels import Pixels
 from attacks.randomness import uniform
@@ -186,7 +186,7 @@ def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd
     check_classifier(network, x, y)
     with torch.no_grad():
         clean = network(x).argmax(1)
-    attacked = _no_attack(x) if job.attack == "clean" else ATTACKS[job.attack](subject, x, y, padded.index)
+    attacked = _no_attack(network, x) if job.attack == "clean" else ATTACKS[job.attack](subject, x, y, padded.index)
     _check_moved(subject.threat, attacked.adversarial, x, job)
     # An image that is wrong as it stands is its own adversarial image, even if an attack moved it back to its class.
     wrong = clean != y
@@ -236,6 +236,7 @@ def _fixed_steps(
                 steps=settings.steps,
                 step_size=Pixels.read(settings.step_size).at(threat.epsilon),
                 until=(lambda logits: logits.argmax(1) != y) if any_iterate else None,
+                whole_batch=True,
             )
             if restart == 0:
                 adversarial = attempt
@@ -246,8 +247,8 @@ def _fixed_steps(
     return _with_shared_cost(adversarial, name, passes)
 
 
-def _no_attack(x: Tensor) -> Attacked:
-    return _with_shared_cost(x, "clean", Passes(forward=len(x)))
+def _no_attack(network: nn.Module, x: Tensor) -> Attacked:
+    return _with_shared_cost(x, "clean", Passes(forward=len(x) * len(networks_in(network))))
 
 
 def _with_shared_cost(adversarial: Tensor, name: str, passes: Passes) -> Attacked:

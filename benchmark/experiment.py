@@ -13,16 +13,15 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from attacks.threat import ThreatModel
-from benchmark import architectures
+from benchmark import architectures, own_method, own_network, own_parts, user_code
 from benchmark.data import Description, describe
+from benchmark.data import own as own_data
 from benchmark.data.hidden_labels import digest, labelled_images
 from benchmark.errors import BadInput
 from benchmark.suite import DataChoice, NetworkChoice, Suite
-from methods import catalogue
+from benchmark.user_code import UserCode
 from methods.base import AdversarialTraining
 from methods.recipe import Recipe
-
-_NOT_OF_ALL = ("folds", "labels", "label_choice")  # of a suite's data: what does not concern each experiment
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Experiment:
     recipe: Recipe
     seed: int
     precision: str
+    sync_batchnorm: bool = False
+    code: UserCode | None = None
     labels: int | None = None
     row: str = ""
     reference: bool = False
@@ -59,7 +60,7 @@ class Experiment:
     @property
     def semi_supervised(self) -> bool:
         """Whether the method also trains on the images whose labels are hidden; a reference leaves them out."""
-        return catalogue.get(self.method).references is not None
+        return self.method_class.references is not None
 
     @cached_property
     def labelled(self) -> tuple[int, ...]:
@@ -77,27 +78,40 @@ class Experiment:
             labels=self.labels or 0,
             seed=self.seed,
             choice=self.dataset.label_choice,
+            code=self.dataset.code,
         )
 
     def identity(self) -> dict[str, Any]:
         """Give what the weights depend on, as plain values; where and with how many workers it ran is not among it."""
-        faces_adversary = catalogue.get(self.method).faces_adversary
-        dataset = {key: value for key, value in asdict(self.dataset).items() if key not in _NOT_OF_ALL}
-        dataset |= {"fold": self.fold}
+        faces_adversary = self.method_class.faces_adversary
+        dataset = _without(self.dataset, "folds", "code", "labels", "label_choice") | {"fold": self.fold}
         if self.labels is not None:  # nothing of it for methods that see all labels, whatever the suite says
             dataset |= {"labels": self.labels, "labelled": digest(self.labelled)}
-        teacher = {} if self.teacher is None else {"teacher": self.teacher.name}
-        return {
+        plain = {
             "method": self.method,
             "settings": self.settings if faces_adversary else {},
             "threat": asdict(self.threat) if faces_adversary else None,
             "dataset": dataset,
-            "network": asdict(self.network),
+            "network": _without(self.network, "code", *(["name"] if self.network.code else [])),
             "recipe": asdict(self.recipe),
             "seed": self.seed,
             "precision": self.precision,
-            **teacher,
+            **({"sync_batchnorm": True} if self.sync_batchnorm else {}),
+            **({} if self.teacher is None else {"teacher": self.teacher.name}),
         }
+        own = {part: [code.name, code.sha256] for part, code in self.user_code.items()}
+        return {**plain, "own": own} if own else plain
+
+    @property
+    def user_code(self) -> dict[str, UserCode]:
+        """What of the experiment a user wrote: any of ``method``, ``dataset`` and ``network``."""
+        every = {"method": self.code, "dataset": self.dataset.code, "network": self.network.code}
+        return {part: code for part, code in every.items() if code is not None}
+
+    @property
+    def method_class(self) -> type[AdversarialTraining]:
+        """The class of the method."""
+        return own_method.find(self.method, self.code)
 
     @cached_property
     def name(self) -> str:
@@ -109,23 +123,37 @@ class Experiment:
         return f"{self.method}-{self.dataset.name}{labels}{fold}-s{self.seed}-{digest}"
 
     def build_network(self) -> nn.Module:
-        """Make the untrained network; its weights follow from the seed alone, the same for every method."""
-        return build_network(self.network, describe(self.dataset.name), self.seed)
+        """Make the untrained network, as the method composes it; weights follow from seed and member alone."""
+        data = description(self.dataset)
+        settings = _parse(self.method, self.method_class, self.settings)
+        return self.method_class.compose(
+            lambda member: build_network(self.network, data, self.seed, member), **settings
+        )
 
     def build_method(self, network: nn.Module) -> AdversarialTraining:
         """Put the method around ``network``."""
-        settings = _parse(self.method, self.settings)
-        return catalogue.get(self.method)(network, self.threat, recipe=self.recipe, seed=self.seed, **settings)
+        settings = _parse(self.method, self.method_class, self.settings)
+        return self.method_class(network, self.threat, recipe=self.recipe, seed=self.seed, **settings)
 
 
-def build_network(choice: NetworkChoice, data: Description, seed: int) -> nn.Module:
-    """Make an untrained network for a data set, leaving the global random state as it was."""
+def description(choice: DataChoice) -> Description:
+    """Describe a suite's data set; a user's own is read for that."""
+    return describe(choice.name) if choice.code is None else own_data.describe(choice.code)
+
+
+def build_network(choice: NetworkChoice, data: Description, seed: int, member: int = 0) -> nn.Module:
+    """Make an untrained network for a data set, leaving the global random state as it was.
+
+    The first member of an ensemble has the weights of a single network with that seed.
+    """
     import torch
 
     from attacks.randomness import key
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, "network") >> 1)
+        torch.manual_seed(key(seed, "network", *([member] if member else [])) >> 1)
+        if choice.code is not None:
+            return own_network.build(choice.code, data, choice.settings).train()
         return architectures.build(
             choice.name,
             classes=data.classes,
@@ -146,14 +174,25 @@ def plan(suite: Suite, data_root: Path | None = None) -> list[Experiment]:
         BadInput: for an unknown method, data set or network, a setting that a method does not have, or a method that
             learns from unlabelled images where the suite does not say how many keep their label.
     """
-    experiments = []
+    suite, experiments = own_parts.take_up(suite), []
+    data = description(suite.dataset)
+    network = build_network(suite.network, data, seed=0)  # so that a misspelling is told now
+    if data.classes < 4 and "autoattack" in suite.evaluation.attacks:
+        raise BadInput(
+            f"AutoAttack needs at least 4 classes (targeted DLR), but {data.name} has {data.classes}: "
+            "choose other attacks with --set evaluation.attacks=[pgd20,cw20]"
+        )
+    if suite.dataset.code or suite.network.code:
+        own_network.try_out(network, data, suite.network.name, suite.network.code)
     for row, own in suite.methods.items():
         key, labels = _with_labels(row, suite)
-        settings = resolve(key, own or (suite.methods.get(key) if row != key else None) or {}, suite.inner_steps)
+        code = suite.own.get(key)
+        settings = resolve(key, own or suite.methods.get(key) or {}, suite.inner_steps, code)
         for fold in suite.dataset.folds:
             for seed in suite.seeds:
                 experiments.append(experiment(suite, key, settings, fold, seed, labels, row, data_root))
-    build_network(suite.network, describe(suite.dataset.name), seed=0)  # so that a misspelling is told now
+        if code is not None:
+            user_code.call(code, experiments[-1].build_method, network=network)  # the user's constructor may fail
     return experiments
 
 
@@ -168,7 +207,8 @@ def experiment(
     data_root: Path | None = None,
 ) -> Experiment:
     """Make one experiment of a suite, with its teacher where it has one; ``settings`` as :func:`resolve` gives them."""
-    kind, teacher = catalogue.get(method), None
+    code = suite.own.get(method)
+    kind, teacher = own_method.find(method, code), None
     if labels is not None and kind.references is not None and kind.needs_teacher(settings):
         key, own = kind.references.teacher.method, dict(kind.references.teacher.settings)
         taught_by = resolve(key, own, suite.inner_steps)
@@ -183,6 +223,8 @@ def experiment(
         recipe=suite.recipe,
         seed=seed,
         precision=suite.precision,
+        sync_batchnorm=suite.sync_batchnorm,
+        code=code,
         labels=labels,
         row=row,
         reference=labels is not None and kind.references is None,
@@ -197,9 +239,8 @@ def _with_labels(row: str, suite: Suite) -> tuple[str, int | None]:
     if at:
         if not number.isdecimal() or int(number) < 1:
             raise BadInput(f"methods.{row}: after @ stands the number of labelled images, as in trades@200")
-        catalogue.get(key)
         return key, int(number)
-    if catalogue.get(row).references is None:
+    if own_method.find(row, suite.own.get(row)).references is None:
         return row, None
     if suite.dataset.labels is None:
         raise BadInput(
@@ -208,7 +249,7 @@ def _with_labels(row: str, suite: Suite) -> tuple[str, int | None]:
     return row, suite.dataset.labels
 
 
-def resolve(method: str, own: dict[str, Any], inner_steps: int) -> dict[str, Any]:
+def resolve(method: str, own: dict[str, Any], inner_steps: int, code: UserCode | None = None) -> dict[str, Any]:
     """Write out all settings of a method: its defaults, the preset's number of inner steps, then its ``own``.
 
     A method without an ``inner`` setting has its number of steps by definition, and the preset's is not used.
@@ -216,23 +257,28 @@ def resolve(method: str, own: dict[str, Any], inner_steps: int) -> dict[str, Any
     Raises:
         BadInput: naming the method and the key.
     """
-    defaults = {"inner": {"steps": inner_steps}} if "inner" in _parser(method).get_defaults() else {}
+    found = own_method.find(method, code)
+    defaults = {"inner": {"steps": inner_steps}} if "inner" in _parser(found).get_defaults() else {}
     inner = own.get("inner")
     merged = {**defaults, **own}
     if defaults and isinstance(inner, dict):
         merged["inner"] = {**defaults["inner"], **inner}
-    parsed = _parse(method, merged)
+    parsed = _parse(method, found, merged)
     return {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in parsed.items()}
 
 
-def _parser(method: str) -> ArgumentParser:
+def _without(value: Any, *keys: str) -> dict[str, Any]:
+    return {key: part for key, part in asdict(value).items() if key not in keys}
+
+
+def _parser(found: type[AdversarialTraining]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(catalogue.get(method), skip={"network", "threat", "recipe", "seed"})
+    parser.add_class_arguments(found, skip={"network", "threat", "recipe", "seed"})
     return parser
 
 
-def _parse(method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    parser = _parser(method)
+def _parse(method: str, found: type[AdversarialTraining], settings: dict[str, Any]) -> dict[str, Any]:
+    parser = _parser(found)
     try:
         return dict(parser.instantiate(parser.parse_object(settings)))
     except (ArgumentError, TypeError, ValueError) as error:

@@ -1,16 +1,7 @@
-"""What there is to choose from, and what is known of a method, as lines of text."""
-
-import inspect
-from typing import Any
-
-import yaml
+"""What there is to choose from, as lines of text."""
 
 from benchmark import architectures, data, suite
-from benchmark.experiment import resolve
-from benchmark.results import survey
 from methods import catalogue
-
-_EXTERNAL = ("source", "architecture", "dataset", "epsilon", "clean_acc", "autoattack_acc")
 
 
 def listing(what: str) -> list[str]:
@@ -38,42 +29,3 @@ def _setting(found: suite.Suite) -> str:
 def _summary(key: str) -> str:
     method = catalogue.get(key)
     return f"[{method.card.comparison}] {method.card.category}: {(method.__doc__ or '').splitlines()[0]}"
-
-
-def method(key: str) -> str:
-    """Describe a method: its docstring, its settings with their defaults, and what others published for it.
-
-    Raises:
-        BadInput: for an unknown key, with the nearest.
-    """
-    found = catalogue.get(key)
-    lines = [
-        f"{key}: {found.__name__}, category {found.card.category}, ranked in class {found.card.comparison}",
-        "",
-        inspect.cleandoc(found.__doc__ or ""),
-        "",
-        "Settings (defaults; a suite sets inner.steps):",
-        _indented(yaml.safe_dump(resolve(key, {}, inner_steps=10), sort_keys=False)),
-        "Published (the survey's Table 1; nothing of it was measured here):",
-        *_rows(survey.table1(), key, ("architecture", "attack", "epsilon", "dataset", "accuracy_percent", "note")),
-        "AutoAttack by third parties:",
-        *_rows(
-            survey.external_autoattack(),
-            key,
-            ("source", "architecture", "dataset", "epsilon", "clean_acc", "autoattack_acc"),
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def _rows(table: Any, key: str, columns: tuple[str, ...]) -> list[str]:
-    rows = table[table.method_key == key]
-    lines = [
-        "  " + "; ".join(f"{name} {row[name]}" for name in columns if str(row[name]) not in ("", "nan", "<NA>"))
-        for _, row in rows.iterrows()
-    ]
-    return [*lines, ""] if lines else ["  none", ""]
-
-
-def _indented(text: str) -> str:
-    return "".join(f"  {line}\n" for line in text.splitlines())

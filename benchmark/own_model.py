@@ -1,11 +1,7 @@
 """Evaluate a model that somebody trained elsewhere: a builder in a file, weights, and the standard attacks."""
 
-import importlib.util
-import sys
-import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,16 +9,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from attacks.checks import check_classifier, check_images
+from attacks.passes import networks_in
 from attacks.threat import Norm, ThreatModel
-from benchmark import architectures
-from benchmark.data import Description, Images, describe, load
+from benchmark import architectures, own_network, own_parts, user_code
+from benchmark.data import Description, Images, load
 from benchmark.errors import BadInput
 from benchmark.evaluation import Tell, evaluate, jobs
+from benchmark.experiment import description
 from benchmark.results.evidence import card_path, escaped, evidence_folder
 from benchmark.storage import load_weights, locked, sha256, write_yaml
-from benchmark.suite import Evaluation
+from benchmark.suite import DataChoice, Evaluation
 from benchmark.tasks import same_measurement
 from benchmark.training import versions
+from benchmark.user_code import is_reference
 
 
 def evaluate_file(
@@ -42,12 +41,13 @@ def evaluate_file(
     Raises:
         BadInput: for a builder, weights, data set or network that does not fit, naming the file.
     """
-    data = describe(dataset)
+    choice = own_parts.data(DataChoice(dataset))
+    data, dataset = description(choice), choice.name
     network = build(model, data)
     load_into(network, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).eval()
-    test = load(dataset, data_root, download=download).test
+    test = load(dataset, data_root, download=download, code=choice.code).test
     _probe(network, test.take(torch.arange(2)).to(device), model)
     list(jobs(settings, ranked=True))  # so that a misspelled attack is told before anything is written
     name = name or weights.stem
@@ -55,7 +55,8 @@ def evaluate_file(
     console = Console(stderr=True)
     with locked(report):
         digest = sha256(weights)
-        same_measurement(report, name, "last", settings, weights=digest, dataset=dataset, norm=norm)
+        images = dataset if choice.code is None else f"{dataset} {choice.code.sha256[:12]}"
+        same_measurement(report, name, "last", settings, weights=digest, dataset=images, norm=norm)
         _describe_run(report, name, model, network, dataset, norm, settings, digest)
         with _progress(console) as progress:
             evaluate(
@@ -79,43 +80,11 @@ def build(model: str, data: Description) -> nn.Module:
     Raises:
         BadInput: naming file and line where the user's code fails.
     """
-    path, colon, builder = model.rpartition(":")
-    if not colon and model.endswith(".py"):
-        raise BadInput(f"--model takes FILE:BUILDER, such as {model}:build, but found {model}")
-    if not colon:
-        return architectures.build(
-            model, classes=data.classes, channels=data.channels, size=data.size, mean=data.mean, std=data.std
-        )
-    function = _load_function(Path(path), builder)
-    try:
-        network = function()
-    except (Exception, SystemExit) as error:
-        raise BadInput(
-            f"{_place(error, Path(path))}: {builder}() failed with {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise BadInput(f"{path}:{builder} returns an nn.Module, but found {type(network).__name__}")
-    return network
-
-
-def _load_function(path: Path, name: str) -> Any:
-    if not path.is_file():
-        raise BadInput(f"there is no file {path} (--model takes FILE:BUILDER)")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # where dataclasses look for the module of a class
-    sys.path.insert(0, str(path.parent.absolute()))  # as Python does for a script: its neighbours can be imported
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise BadInput(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise BadInput(f"{path} has no function {name!r}: it has {', '.join(there) or 'none'}")
-    return function
+    if is_reference(model):
+        return own_network.build(user_code.find(model, "build"), data)
+    return architectures.build(
+        model, classes=data.classes, channels=data.channels, size=data.size, mean=data.mean, std=data.std
+    )
 
 
 def _probe(network: nn.Module, images: Images, model: str) -> None:
@@ -125,22 +94,12 @@ def _probe(network: nn.Module, images: Images, model: str) -> None:
         check_classifier(network, images.pixels(), images.labels)
     except BadInput as error:
         raise BadInput(f"{model}: {error}") from None
-    except Exception as error:
-        path, colon, _ = model.rpartition(":")
-        where = _place(error, Path(path)) if colon else model
+    except (Exception, SystemExit) as error:
+        place = user_code.place(error, user_code.find(model, "build").path) if is_reference(model) else ""
         shape = tuple(images.images.shape)
         raise BadInput(
-            f"{where}: the network failed on images of shape {shape} with {type(error).__name__}: {error}"
+            f"{place or model}: the network failed on images of shape {shape} with {user_code.described(error)}"
         ) from error
-
-
-def _place(error: BaseException, path: Path) -> str:
-    """Name the last line of the user's own file that the error went through."""
-    if isinstance(error, SyntaxError):
-        return f"{path}, line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
-    return f"{path}, line {lines[-1]}" if lines else str(path)
 
 
 def load_into(network: nn.Module, path: Path) -> None:
@@ -196,6 +155,7 @@ def _describe_run(
             "fold": 0,
             "dataset": dataset,
             "network": model,
+            "members": len(networks_in(network)),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "weights": {"last": {"sha256": digest}},
             "versions": versions(),

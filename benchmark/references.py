@@ -6,7 +6,6 @@ from pathlib import Path
 
 from benchmark.experiment import Experiment, experiment, resolve
 from benchmark.suite import Suite
-from methods import catalogue
 
 
 def references(experiments: Sequence[Experiment], suite: Suite, data_root: Path | None = None) -> list[Experiment]:
@@ -18,14 +17,14 @@ def references(experiments: Sequence[Experiment], suite: Suite, data_root: Path 
     listed = {(one.row, one.seed, one.fold) for one in experiments}
     found: dict[tuple[str, int, int], Experiment] = {}
     for one in experiments:
-        wanted = catalogue.get(one.method).references
+        wanted = one.method_class.references
         if wanted is None or one.labels is None:
             continue
         for reference in (wanted.teacher, *wanted.lower):
             row = f"{reference.name or reference.method}@{one.labels}"
             own = {**(suite.methods.get(reference.method) or {}), **reference.settings}
             settings = resolve(reference.method, own, suite.inner_steps)
-            like = replace(suite, dataset=one.dataset)
+            like = replace(suite, dataset=one.dataset, network=one.network, own={})
             made = experiment(like, reference.method, settings, one.fold, one.seed, one.labels, row, data_root)
             found.setdefault((row, one.seed, one.fold), replace(made, reference=True))
     return [made for place, made in found.items() if place not in listed]
@@ -39,7 +38,7 @@ def with_teachers(experiments: Sequence[Experiment]) -> list[Experiment]:
 
 def beside(one: Experiment) -> dict[str, str]:
     """Name the rows that ``one`` is shown beside: teacher, lower end and oracle; nothing for other methods."""
-    wanted = catalogue.get(one.method).references
+    wanted = one.method_class.references
     if wanted is None or one.labels is None or one.reference:
         return {}
     lower = wanted.lower[0]

@@ -10,14 +10,15 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from benchmark import user_code
 from benchmark.errors import BadInput
+from benchmark.processes import end_with_parent
 from benchmark.suite import Evaluation
 from benchmark.tasks import Places, Task, perform
 
@@ -36,7 +37,7 @@ class _Running:
     task: Task
     process: Any
     pipe: Connection
-    slot: int
+    slots: list[int]
     outcome: Outcome | None = field(default=None)
 
 
@@ -84,6 +85,7 @@ def run(
         each task begun, and each student that could not be, in the order of ending, with its outcome.
     """
     gpus = devices()
+    room = max(processes, places.devices.devices)
     waiting, running, ended = list(tasks), list[_Running](), dict[Task, Outcome]()
     failed: dict[str, Outcome] = {}
     context = multiprocessing.get_context("forkserver")
@@ -99,10 +101,13 @@ def run(
             to_train = {t.experiment.name for t in waiting if not t.attacks} | training
             ready = [t for t in waiting if t.waits_for is None or t.waits_for.name not in to_train]
             ready.sort(key=_dearest_first(tasks))
-            for task in ready[: processes - len(running)]:
+            for task in ready:
+                free = sorted(set(range(room)) - {slot for r in running for slot in r.slots})
+                wanted = 1 if task.attacks else places.devices.devices
+                if wanted > len(free):
+                    break  # what comes first waits for room, or a training on all devices would never begin
                 waiting.remove(task)
-                slot = min(set(range(processes)) - {r.slot for r in running})
-                running.append(_start(context, task, places, settings, slot, slot % gpus if gpus else None))
+                running.append(_start(context, task, places, settings, free[:wanted], gpus))
                 watcher.started(task)
             if not running:
                 break
@@ -139,12 +144,13 @@ def _dearest_first(tasks: Sequence[Task]) -> Callable[[Task], tuple[bool, bool, 
     return lambda task: (not task.attacks, "autoattack" not in task.attacks, -order[task])
 
 
-def _start(context: Any, task: Task, places: Places, settings: Evaluation, slot: int, gpu: int | None) -> _Running:
+def _start(context: Any, task: Task, places: Places, settings: Evaluation, slots: list[int], gpus: int) -> _Running:
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(task, places, settings, theirs, gpu), name=task.label)
+    seen = ",".join(visible(slot % gpus) for slot in slots) if gpus else None
+    process = context.Process(target=_work, args=(task, places, settings, theirs, seen), name=task.label)
     process.start()
     theirs.close()
-    return _Running(task, process, ours, slot)
+    return _Running(task, process, ours, slots)
 
 
 def _listen(running: list[_Running], watcher: Watcher) -> Iterator[_Running]:
@@ -171,12 +177,12 @@ def _died(process: Any) -> Outcome:
     return Outcome(f"the worker process was {how}{hint}", f"no traceback: the worker process was {how}\n")
 
 
-def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gpu: int | None) -> None:
+def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gpus: str | None) -> None:
     """Perform one task in a process of its own, and say how it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _end_with_parent()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible(gpu)
+    end_with_parent()
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     import torch
 
     torch.set_num_threads(1)
@@ -188,28 +194,23 @@ def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gp
         perform(task, places, settings, tell)
         outcome = Outcome()
     except BadInput as error:
-        outcome = Outcome(str(error), traceback.format_exc(), bad_input=True)
+        outcome = Outcome(_place(error, task) + str(error), traceback.format_exc(), bad_input=True)
     except torch.cuda.OutOfMemoryError as error:
         outcome = Outcome(f"out of GPU memory: lower the batch size ({_line(error)})", traceback.format_exc())
     except MemoryError:
         outcome = Outcome("out of memory: lower the batch size or --workers", traceback.format_exc())
-    except Exception as error:
-        outcome = Outcome(f"{type(error).__name__}: {_line(error)}", traceback.format_exc())
+    except (Exception, SystemExit) as error:  # a user's file may call for an exit
+        outcome = Outcome(_place(error, task) + user_code.described(error), traceback.format_exc())
     with contextlib.suppress(OSError):
         pipe.send(outcome)
         pipe.close()
 
 
+def _place(error: BaseException, task: Task) -> str:
+    """Say where in a user's own file it happened, for those who wrote one."""
+    place = user_code.place(error, *(code.path for code in task.experiment.user_code.values()))
+    return f"{place}: " if place else ""
+
+
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _end_with_parent() -> None:
-    """Die when the parent does, even by SIGKILL: a restarted run must not meet its own orphans."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        wait([parent.sentinel])  # type: ignore[union-attr] # a worker has a parent
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -14,6 +14,7 @@ from attacks.pixels import Pixels, fraction
 from attacks.threat import ThreatModel
 from benchmark.errors import BadInput
 from benchmark.storage import read_yaml
+from benchmark.user_code import UserCode, anchored
 from methods.recipe import Recipe
 
 FOLDER = Path(__file__).parent / "suites"
@@ -31,6 +32,7 @@ class DataChoice:
     """Which images, and how many of them keep their label where a method learns from unlabelled ones.
 
     Args:
+        name: may be a user's FILE:OBJECT, which :func:`benchmark.own_parts.take_up` turns into a name and its ``code``.
         train_images, validation_images: cut the set down.
         folds: of digits, 0 to 4.
         labels: training images that keep their label for semi-supervised methods and their references; no other method
@@ -42,6 +44,7 @@ class DataChoice:
     train_images: int | None = None
     validation_images: int | None = None
     folds: list[int] = field(default_factory=lambda: [0])
+    code: UserCode | None = None
     labels: int | None = None
     label_choice: Literal["stratified", "permutation", "file"] = "stratified"
 
@@ -53,10 +56,11 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """Which network: a name of ``atbench list architectures`` and its settings."""
+    """Which network: a name of ``atbench list architectures``, or a user's FILE:BUILDER, and its settings."""
 
     name: str = "digits_cnn"
     settings: dict[str, Any] = field(default_factory=dict)
+    code: UserCode | None = None
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,13 @@ class Suite:
     Args:
         note: a warning that every table, figure page and CSV carries.
         inner_steps: attack steps in training, for methods that let a preset choose.
-        methods: keys of methods to their own settings; nothing but what is special to them. ``trades@200`` is the
-            method trained on 200 labelled images alone.
+        methods: keys of methods to their own settings; nothing but what is special to them.
+            One may be a user's FILE:CLASS; ``trades@200`` is the method trained on 200 labelled images alone.
         seeds: one experiment each, for every method (and fold).
+        precision: of training, as Lightning names it; evaluation is in float32.
+        sync_batchnorm: share BatchNorm's statistics between several GPUs; else each has those of its part of the batch.
+        own: where methods of a user's live, by key.
+        against: the methods that those are compared with; where none is named, all are compared with ``pgd_at``.
     """
 
     name: str
@@ -129,14 +137,23 @@ class Suite:
     methods: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    sync_batchnorm: bool = False
     evaluation: Evaluation = Evaluation()
+    own: dict[str, UserCode] = field(default_factory=dict)
+    against: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_distinct("seeds", self.seeds)
+        _check_distinct("against", self.against, may_be_empty=True)
 
     def as_plain(self) -> dict[str, Any]:
-        """Give the suite as values that YAML holds, every default written out."""
-        return _plain(asdict(self))
+        """Give the suite as values that YAML holds, every default written out but those of a user's own code."""
+        values: dict[str, Any] = _plain(asdict(self))
+        code = [(values["dataset"], "code"), (values["network"], "code"), (values, "own"), (values, "against")]
+        for holder, key in code:
+            if not holder[key]:
+                del holder[key]
+        return values
 
 
 def names() -> list[str]:
@@ -157,6 +174,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
     path, values = _read(name, ())
     for key, value in (changes or {}).items():
         _set(values, key, value)
+    _anchor(values, Path())
     stray = next((key for key in values if key not in Suite.__dataclass_fields__), None)
     if stray is not None:
         near = difflib.get_close_matches(str(stray), Suite.__dataclass_fields__, n=1)
@@ -202,10 +220,21 @@ def _read(name: str, above: tuple[Path, ...]) -> tuple[Path, dict[str, Any]]:
         where = f"{above[-1]}: based_on: " if above else ""
         raise BadInput(f"{where}there is no suite {name!r}: {hint}")
     values = read_yaml(path)
+    _anchor(values, path.parent)
     base = values.pop("based_on", None)
     if base is not None:
         values = _merged(_read(str(base), (*above, path.resolve()))[1], values)
     return path, values
+
+
+def _anchor(values: dict[str, Any], folder: Path) -> None:
+    """Look from ``folder`` for the files of a user's that a suite names, in place."""
+    for section in ("dataset", "network"):
+        part = values.get(section)
+        if isinstance(part, dict) and isinstance(part.get("name"), str) and not part.get("code"):
+            values[section] = part | {"name": anchored(part["name"], folder)}
+    if isinstance(values.get("methods"), dict):
+        values["methods"] = {anchored(str(name), folder): own for name, own in values["methods"].items()}
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from benchmark.data import load
+from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.evaluation import Job, evaluate
 from benchmark.experiment import Experiment
+from benchmark.ranks import train_on_ranks
 from benchmark.results.evidence import card_path, evidence_folder, failure_path
 from benchmark.storage import load_weights, locked, read_yaml, sha256, write_yaml
 from benchmark.suite import Evaluation
@@ -21,12 +24,14 @@ Tell = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Places:
-    """Where things lie: weights of all suites, one suite's report, the data sets."""
+    """Where things lie: weights of all suites, one suite's report, the data sets; and who is told of a training."""
 
     checkpoints: Path
     report: Path
     data_root: Path | None = None
     download: bool = False
+    devices: Devices = Devices()
+    loggers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,15 +57,18 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
     """Do one task. What is finished already is not done again."""
     folder = places.checkpoints / task.experiment.name
     if not task.attacks:
+        if places.devices.node:  # the first machine keeps the books
+            _train(task.experiment, folder, places, tell)
+            return
         with locked(folder):
-            card = train(task.experiment, folder, data_root=places.data_root, download=places.download, tell=tell)
+            card = _train(task.experiment, folder, places, tell)
         row = {"method": task.experiment.row}  # another suite may have trained it under another name
         write_yaml(card_path(places.report, task.experiment.name), card | row)
         failure_path(places.report, task.experiment.name).unlink(missing_ok=True)
         (folder / "failure.txt").unlink(missing_ok=True)
         return
     experiment, card = task.experiment, read_yaml(folder / CARD)
-    test = load(experiment.dataset.name, places.data_root, fold=experiment.fold).test
+    test = load(experiment.dataset.name, places.data_root, fold=experiment.fold, code=experiment.dataset.code).test
     for checkpoint in settings.checkpoints:
         network = restore(experiment, folder / f"{checkpoint}.safetensors", card["weights"][checkpoint]["sha256"])
         same_measurement(
@@ -82,6 +90,19 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
             place=partial(_place, places.report, experiment.name, checkpoint),
             tell=tell,
         )
+
+
+def _train(experiment: Experiment, folder: Path, places: Places, tell: Tell) -> dict[str, Any]:
+    where: dict[str, Any] = {
+        "data_root": places.data_root,
+        "download": places.download,
+        "loggers": places.loggers,
+    }
+    if places.devices.world == 1:
+        return train(experiment, folder, tell=tell, **where)
+    if not (folder / CARD).is_file():
+        train_on_ranks(experiment, folder, places.devices, tell, **where)
+    return {} if places.devices.node else read_yaml(folder / CARD)
 
 
 def _place(report: Path, experiment: str, checkpoint: str, job: Job) -> Path:

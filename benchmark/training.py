@@ -5,21 +5,26 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
-from attacks.passes import Passes, counting
+from attacks.passes import networks_in
 from benchmark import label_hiding
+from benchmark.cost import Cost
 from benchmark.data import HiddenLabels, ImageData, load
+from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.experiment import Experiment
+from benchmark.loggers import HISTORY, History, listening
 from benchmark.storage import atomically, locked, read_yaml, save_weights, write_yaml
+from methods.alarm import catastrophic_overfitting, label_leaking
 from methods.base import AdversarialTraining
 from methods.selection import KeepBest
 
@@ -33,16 +38,22 @@ def train(
     *,
     data_root: Path | None = None,
     download: bool = False,
+    devices: Devices = Devices(),
     tell: Tell | None = None,
+    loggers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train ``experiment`` in ``folder`` and give its card; a finished one is only read, a broken one resumed.
 
-    Writes ``last.safetensors``, ``best.safetensors`` (state dicts of ``method.classifier()``), ``card.yaml`` at the
-    very end, and ``resume.ckpt`` after every epoch until then. A teacher that is not there yet is trained before, in a
-    folder beside ``folder``.
+    With several ``devices`` this runs in a process for each (:func:`benchmark.ranks.train_on_ranks`); the first of them
+    writes, and gives the card. Writes ``last.safetensors``, ``best.safetensors`` (state dicts of
+    ``method.classifier()``), ``card.yaml`` at the very end, ``history.csv`` after every epoch, and until the end
+    ``resume.ckpt``. A teacher that is not there yet is trained before, in a folder beside ``folder``.
+
+    Args:
+        loggers: names of :data:`benchmark.loggers.CHOICES`; they write into ``folder`` too.
 
     Raises:
-        BadInput: for missing data, or a ``resume.ckpt`` that cannot be read.
+        BadInput: for missing data, a logger that is not installed, or a ``resume.ckpt`` that cannot be read.
         FloatingPointError: when the loss, or a weight at the end, is no number.
     """
     if (folder / CARD).is_file():
@@ -54,12 +65,13 @@ def train(
         fold=experiment.fold,
         train_images=experiment.dataset.train_images,
         validation_images=experiment.dataset.validation_images,
+        code=experiment.dataset.code,
     )
     method = experiment.build_method(experiment.build_network())
     hidden = None if experiment.labels is None else HiddenLabels.of(splits.train, experiment.labelled)
     data = ImageData(
         splits,
-        batch_size=experiment.recipe.batch_size,
+        batch_size=devices.share(experiment.recipe.batch_size),
         seed=experiment.seed,
         augment=experiment.dataset.augment,
         hidden=hidden,
@@ -68,30 +80,57 @@ def train(
     taught: dict[str, Any] = {}
     if experiment.teacher is not None and hidden is not None and len(hidden.unlabelled):
         place = folder.parent / experiment.teacher.name
-        taught = label_hiding.teach(method, place, _trained(experiment.teacher, place, data_root, download))
+        taught = label_hiding.teach(method, place, _trained(experiment.teacher, place, devices, data_root, download))
     best, cost = KeepBest(), Cost()
     resume = folder / RESUME
-    with _quiet():
-        trainer = _trainer(experiment, [best, cost, SaveEachEpoch(resume, tell)])
+    books = [SameWork(experiment), best, cost, History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]
+    settings = _yaml_ready(experiment.identity())
+    with _quiet(), listening(loggers, experiment.name, folder, settings) as listeners:
+        trainer = _trainer(experiment, method, devices, books, listeners)
         trainer.fit(method, datamodule=data, ckpt_path=_readable(resume), weights_only=True)
+    if not trainer.is_global_zero:
+        return {}
     return _finish(experiment, folder, method, best, cost, data, taught)
 
 
-def _trained(teacher: Experiment, folder: Path, data_root: Path | None, download: bool) -> dict[str, Any]:
+def _trained(
+    teacher: Experiment, folder: Path, devices: Devices, data_root: Path | None, download: bool
+) -> dict[str, Any]:
+    """Give a teacher's card; a teacher that is missing is trained, unless several processes would do so at once."""
+    patience = 60 if devices.nodes > 1 else 0  # the first machine may be writing it
+    while not (folder / CARD).is_file() and patience:
+        time.sleep(1)
+        patience -= 1
     if (folder / CARD).is_file():
         return read_yaml(folder / CARD)
+    if devices.world > 1:
+        raise BadInput(f"the teacher {teacher.row} is not in {folder}: train it before its student, as atbench does")
     with locked(folder):
         return train(teacher, folder, data_root=data_root, download=download)
 
 
-def _trainer(experiment: Experiment, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(
+    experiment: Experiment,
+    method: AdversarialTraining,
+    devices: Devices,
+    callbacks: list[pl.Callback],
+    loggers: list[Logger],
+) -> pl.Trainer:
+    if experiment.sync_batchnorm and not torch.cuda.is_available():
+        raise BadInput(
+            "sync_batchnorm needs GPUs, because PyTorch synchronises BatchNorm on them only: set it to false"
+        )
+    several: dict[str, Any] = {"strategy": "ddp", "plugins": [LightningEnvironment()]} if devices.world > 1 else {}
     return pl.Trainer(
         accelerator="auto",
-        devices=1,
-        max_epochs=experiment.recipe.epochs,
+        devices=devices.devices,
+        num_nodes=devices.nodes,
+        sync_batchnorm=experiment.sync_batchnorm and devices.world > 1,
+        **several,
+        max_epochs=method.data_passes(),
         precision=experiment.precision,  # type: ignore[arg-type] # the suite's schema has checked it
         callbacks=callbacks,
-        logger=False,
+        logger=loggers or False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -137,7 +176,7 @@ def _finish(
     folder: Path,
     method: AdversarialTraining,
     best: KeepBest,
-    cost: "Cost",
+    cost: Cost,
     data: ImageData,
     taught: dict[str, Any],
 ) -> dict[str, Any]:
@@ -162,6 +201,7 @@ def _finish(
         "experiment": experiment.name,
         "status": "done",
         **_identity_card(experiment, method),
+        "members": len(networks_in(method.classifier())),
         "parameters": sum(parameter.numel() for parameter in method.classifier().parameters()),
         "training_images": images,
         **label_hiding.counts(experiment, data),
@@ -173,7 +213,11 @@ def _finish(
         "seconds": round(cost.training_seconds, 2),
         "selection_seconds": round(cost.selection_seconds, 2),
         "device": _device(),
+        **cost.of_devices(),
+        "remarks": method.remarks(),
         "weights": kept,
+        "catastrophic_overfitting": catastrophic_overfitting(method.history),
+        "label_leaking": label_leaking(method.history),
         "trials": 1,
         "versions": versions(),
         "history": method.history,
@@ -201,13 +245,11 @@ def _identity_card(experiment: Experiment, method: AdversarialTraining) -> dict[
 
 def failed_card(experiment: Experiment, error: str) -> dict[str, Any]:
     """Give the card of an experiment that ended with an error, for the report."""
-    from methods import catalogue
-
     return {
         "experiment": experiment.name,
         "status": "failed",
         "error": error,
-        **_identity_card(experiment, catalogue.get(experiment.method)),  # type: ignore[arg-type] # has the card too
+        **_identity_card(experiment, experiment.method_class),  # type: ignore[arg-type] # has the card too
     }
 
 
@@ -234,44 +276,20 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-class Cost(pl.Callback):
-    """Count passes and seconds from outside, training and selection apart; they go on counting after a resumption."""
+class SameWork(pl.Callback):
+    """Make sure that the processes which met are training the same experiment: nodes are started by hand."""
 
-    def __init__(self) -> None:
-        self.training, self.selection = Passes(), Passes()
-        self.training_seconds = self.selection_seconds = 0.0
-        self._since = 0.0
-        self._counters = ExitStack()
+    def __init__(self, experiment: Experiment) -> None:
+        self.name = experiment.name
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Count training from here."""
-        self._counters.enter_context(counting(pl_module.network, self.training))
-        self._since = time.perf_counter()
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Count selection from here: Lightning validates inside the epoch."""
-        self._counters.close()
-        self.training_seconds += time.perf_counter() - self._since
-        self._counters.enter_context(counting(pl_module.classifier(), self.selection))
-        self._since = time.perf_counter()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Stop counting selection; nothing of the epoch's training is left."""
-        self._counters.close()
-        self.selection_seconds += time.perf_counter() - self._since
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give the counts for a checkpoint."""
-        return {
-            "training": asdict(self.training),
-            "selection": asdict(self.selection),
-            "seconds": [self.training_seconds, self.selection_seconds],
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the counts of a checkpoint."""
-        self.training, self.selection = Passes(**state_dict["training"]), Passes(**state_dict["selection"])
-        self.training_seconds, self.selection_seconds = state_dict["seconds"]
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Compare with the first process."""
+        first = trainer.strategy.broadcast(self.name)
+        if first != self.name:
+            raise BadInput(
+                f"the first process trains {first}, this one {self.name}: give the same command on each machine, "
+                "with the same --checkpoints folder, which all of them share"
+            )
 
 
 class SaveEachEpoch(pl.Callback):
@@ -281,9 +299,11 @@ class SaveEachEpoch(pl.Callback):
         self.path, self.tell = path, tell
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Save after the other callbacks of the epoch's end."""
+        """Save after the other callbacks of the epoch's end; every rank gives its part, the first one writes."""
         if trainer.is_global_zero:
             with atomically(self.path) as temporary:
                 trainer.save_checkpoint(temporary, weights_only=False)
+        else:
+            trainer.save_checkpoint(self.path, weights_only=False)
         if self.tell is not None:
             self.tell("training", trainer.current_epoch + 1, trainer.max_epochs or 0)

@@ -2,83 +2,35 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from attacks.errors import BadInput
-from attacks.modes import in_mode
 from attacks.objectives import Objective
 from attacks.randomness import key
 from attacks.threat import ThreatModel
 from methods.draws import Draws
+from methods.held_out import HeldOut
 from methods.inner import Inner
 from methods.per_image import PerImage
+from methods.per_row import PerRow
 from methods.recipe import Recipe
-from methods.selection import Score, held_out_verdicts
+from methods.records import Batch, Card, StepTrace
 from methods.unlabelled import References
 
-Category = Literal[
-    "origin",
-    "regularization",
-    "curriculum",
-    "ensemble",
-    "adaptive epsilon",
-    "semi-supervised",
-    "efficient",
-    "variant",
-    "generalization",
-]
+_Memory = TypeVar("_Memory", PerImage, PerRow)
 
 
-@dataclass(frozen=True)
-class Card:
-    """Who a method is: its key, its category in the survey, the key of its citation, the class it is ranked in.
-
-    ``comparison`` is the letter of protocol.md: A one network, labelled data, fixed epsilon; B changed network; C
-    ensembles; D other data; E unions of norms; F rejection.
-    """
-
-    key: str
-    category: Category
-    citation: str
-    comparison: Literal["A", "B", "C", "D", "E", "F"] = "A"
-
-
-class Batch(NamedTuple):
-    """Images ``(n, c, h, w)`` in [0, 1], labels ``(n,)`` and the samples' numbers in their data set ``(n,)``, int64."""
-
-    x: Tensor
-    y: Tensor
-    index: Tensor  # type: ignore[assignment] # the protocol's word, though tuples have a method of that name
-
-    @classmethod
-    def of(cls, items: Any) -> "Batch":
-        """Take what a DataLoader yields: ``(x, y, index)``, or ``(x, y)`` where nothing is kept per sample."""
-        if len(items) == 2:
-            x, y = items
-            return cls(x, y, torch.arange(len(y), device=y.device))
-        return cls(*items)
-
-
-class StepTrace(NamedTuple):
-    """What one training step made, up to the optimizer: the images it trained on, and the loss with its graph."""
-
-    adversarial: Tensor
-    loss: Tensor
-
-
-class AdversarialTraining(pl.LightningModule):
+class AdversarialTraining(HeldOut):
     """Train a network against an adversary; a method overrides ``training_loss`` and little else.
 
     Places to override: :meth:`training_loss`, :meth:`perturb`, :meth:`optimizers_for`, :meth:`on_epoch`,
-    :meth:`classifier`, and for a semi-supervised method :attr:`references` and :meth:`labelled_rows`.
+    :meth:`classifier`, :meth:`compose`, and for a semi-supervised method :attr:`references` and :meth:`labelled_rows`.
 
     Args:
         network: images ``(n, c, h, w)`` in [0, 1] to logits ``(n, k)``; normalisation is its first layer.
@@ -94,7 +46,6 @@ class AdversarialTraining(pl.LightningModule):
     """
 
     card: ClassVar[Card]
-    faces_adversary: ClassVar[bool] = True  # natural training does not: neither in its loss nor in its selection
     references: ClassVar[References | None] = None  # of a semi-supervised method: most labels are hidden from it
 
     def __init__(
@@ -114,12 +65,19 @@ class AdversarialTraining(pl.LightningModule):
         self.seed = seed
         self.draws: Any = Draws(seed)
         self.averaged = _averaged(network, recipe)
-        self.held_out_score: Score | None = None
         self.history: list[dict[str, float]] = []
         self._notes: dict[str, list[Tensor]] = defaultdict(list)
-        self._held_out: list[Tensor] = []
 
     # What a method says of itself
+
+    @classmethod
+    def compose(cls, build: Callable[[int], nn.Module], **settings: Any) -> nn.Module:
+        """Make the network that the method, with these ``settings``, is put around; by default one, ``build(0)``.
+
+        Args:
+            build: gives the untrained network of a member, whose weights follow from (run seed, member).
+        """
+        return build(0)
 
     def training_loss(self, batch: Batch) -> Tensor:
         """Give the loss of one batch, a number with a graph; the step's attack is :meth:`perturb`."""
@@ -185,7 +143,19 @@ class AdversarialTraining(pl.LightningModule):
         """Give the fraction of the training that is done once the present step is, in (0, 1]; 1 without a trainer."""
         if self._trainer is None:
             return 1.0
-        return min(1.0, (self.trainer.global_step + 1) / self.trainer.estimated_stepping_batches)
+        return min(1.0, (self.trainer.global_step + 1) / self.total_updates())
+
+    def data_passes(self) -> int:
+        """Give how often a trainer should pass over the data: the recipe's epochs, unless a method counts otherwise."""
+        return self.recipe.epochs
+
+    def total_updates(self) -> float:
+        """Count the optimizer steps of the whole training; infinite where the trainer has no end."""
+        return self.trainer.estimated_stepping_batches
+
+    def remarks(self) -> dict[str, float]:
+        """Give what a reader should see beside this method's row, such as the radii it trained with; nothing else."""
+        return {}
 
     def note(self, name: str, value: Tensor) -> None:
         """Remember a number of this step; the mean over the epoch goes into :attr:`history`."""
@@ -193,7 +163,7 @@ class AdversarialTraining(pl.LightningModule):
 
     def remember(self, memory: PerImage, index: Tensor, values: Tensor) -> None:
         """Write ``values`` ``(n,)`` of the images ``index`` ``(n,)`` into ``memory``, on every device those of all."""
-        if self._trainer is not None and self.trainer.world_size > 1:
+        if self._ranks() > 1:
             index, values = (self.all_gather(part).flatten() for part in (index, values.detach()))  # type: ignore[union-attr]
         memory.store(index, values)
 
@@ -230,14 +200,28 @@ class AdversarialTraining(pl.LightningModule):
         self.draws.begin(epoch=self.current_epoch, step=batch_idx, rank=self.global_rank)
         self._key_global_generator(step=batch_idx)  # for dropout: a resumed epoch's loader has drawn other numbers
         loss = self.trace_step(batch).loss
+        self._check_loss(loss)
         self.note("loss", loss)
         return loss
 
+    def _check_loss(self, loss: Any) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.grad_fn is None:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            graph = " without a graph" if isinstance(loss, Tensor) and loss.grad_fn is None else ""
+            code = type(self).training_loss.__code__  # the error's own traceback does not lead there
+            where = f"{code.co_filename.rpartition('/')[2]}, line {code.co_firstlineno}"
+            raise TypeError(f"training_loss ({where}) returns one number with its graph, but found {found}{graph}")
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average the weights after the optimizer moved them."""
+        if self.automatic_optimization:
+            self.average_weights()
+
+    def average_weights(self) -> None:
+        """Let the present weights enter the average, where the recipe averages and has begun to."""
         if self.averaged is None:
             return
-        done = self.trainer.global_step / self.trainer.estimated_stepping_batches  # the optimizer has counted this step
+        done = self.trainer.global_step / self.total_updates()  # the optimizer has counted this step
         if done >= self.recipe.average_from:
             self.averaged.update_parameters(self.network)
 
@@ -252,60 +236,38 @@ class AdversarialTraining(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Write one line of history; stop a run whose loss is no longer a number."""
-        self.history = self._history_so_far()
+        self.history = self.history_so_far()
         self.log_dict({name: self.history[-1][name] for name in self._notes})
         self._notes.clear()
 
-    def _history_so_far(self) -> list[dict[str, float]]:
+    def history_so_far(self) -> list[dict[str, float]]:
         """Give :attr:`history` with a line for the present epoch, whose end some callbacks see before the module."""
         if not self._notes:
             return self.history
-        means = {name: torch.stack(values).mean().item() for name, values in self._notes.items()}
+        means = {name: self._over_ranks(torch.stack(values).mean()).item() for name, values in self._notes.items()}
         if not math.isfinite(means.get("loss", 0.0)):
             raise FloatingPointError(
                 f"the training loss became {means['loss']} in epoch {self.current_epoch} (from 0): lower "
                 f"recipe.learning_rate ({self.recipe.learning_rate:g}) or set recipe.gradient_clip"
             )
-        score = self.held_out_score
-        held_out = {} if score is None else {"held_out_robust": score.robust, "held_out_clean": score.clean}
+        held_out: dict[str, float] = {}
+        if (score := self.held_out_score) is not None:
+            held_out = {"held_out_robust": score.robust, "held_out_clean": score.clean, **self.held_out_alarm}
         return [*self.history[: self.current_epoch], {"epoch": self.current_epoch, **means, **held_out}]
 
-    # The held-out images, on which the best epoch is chosen
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Attack held-out training images at the full radius of the threat."""
-        with torch.inference_mode(False):
-            x, y, index = (item.clone() for item in Batch.of(batch))
-            self._held_out.append(self.held_out_counts(Batch(x, y, index)))
-
-    def held_out_counts(self, batch: Batch) -> Tensor:
-        """Count, as int64 ``(3,)``, the images that are right under attack, right when clean, and all of them."""
-        network = self.classifier()
-        with in_mode(network, "eval"):
-            if self.faces_adversary:
-                clean, robust = held_out_verdicts(network, *batch, self.threat, seed=self.seed)
-            else:
-                with torch.no_grad():
-                    clean = robust = network(batch.x).argmax(1) == batch.y
-        return torch.stack([robust.sum(), clean.sum(), torch.tensor(len(batch.y), device=clean.device)])
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last epoch's counts."""
-        self._held_out.clear()
-
-    def on_validation_epoch_end(self) -> None:
-        """Turn counts, summed over devices, into this epoch's score."""
-        counts = self.trainer.strategy.reduce(torch.stack(self._held_out).sum(0), reduce_op="sum")
-        robust, clean, images = (int(count) for count in counts)
-        self.held_out_score = Score(robust=robust / images, clean=clean / images)
-        self.log_dict({"held_out_robust": robust / images, "held_out_clean": clean / images})
+    def _over_ranks(self, mine: Tensor) -> Tensor:
+        """Average a number over all devices; all of them must come here."""
+        if self._ranks() == 1:
+            return mine
+        mean: Tensor = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="mean")
+        return mean
 
     # Lightning
 
     def configure_optimizers(self) -> Any:
         """Pair the optimizer with the recipe's schedule, stepped once per optimizer step."""
         optimizer = self.optimizers_for(self.recipe)
-        total = self.trainer.estimated_stepping_batches
+        total = self.total_updates()
         if not math.isfinite(total):
             raise BadInput("the recipe's schedule needs an end: give the Trainer max_epochs or max_steps")
         peak = self.recipe.learning_rate or 1.0
@@ -323,18 +285,28 @@ class AdversarialTraining(pl.LightningModule):
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep history and per-image values with the weights; weights whose loss is no number replace no checkpoint."""
-        checkpoint["history"] = self._history_so_far()
-        checkpoint["per_image"] = {name: memory.table for name, memory in self._memories().items()}
+        """Keep history and memories with the weights; weights whose loss is no number replace no checkpoint."""
+        checkpoint["history"] = self.history_so_far()
+        checkpoint["per_image"] = {name: memory.state_dict() for name, memory in self._kept(PerImage).items()}
+        checkpoint["per_row"] = {name: self._of_all_ranks(rows.table) for name, rows in self._kept(PerRow).items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up again."""
         self.history = checkpoint.get("history", [])
-        for name, memory in self._memories().items():
-            memory.table = checkpoint["per_image"][name]
+        for name, memory in self._kept(PerImage).items():
+            memory.load_state_dict(checkpoint["per_image"][name])
+        for name, rows in self._kept(PerRow).items():
+            rows.resume(checkpoint["per_row"][name], self.global_rank, self._ranks())
 
-    def _memories(self) -> dict[str, PerImage]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, PerImage)}
+    def _kept(self, kind: type[_Memory]) -> dict[str, _Memory]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, kind)}
+
+    def _of_all_ranks(self, tensor: Tensor | None) -> Tensor | None:
+        """Stack what the ranks have, ``(ranks, ...)``; all of them must come here, as they do to save a checkpoint."""
+        if tensor is None or self._ranks() == 1:
+            return None if tensor is None else tensor[None]
+        gathered: Tensor = self.all_gather(tensor)  # type: ignore[assignment]
+        return gathered
 
 
 def _averaged(network: nn.Module, recipe: Recipe) -> AveragedModel | None:

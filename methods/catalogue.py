@@ -14,8 +14,13 @@ _HOMES = [
     "origins.pgd_at:PGDAT",
     "regularization.trades:TRADES",
     "regularization.mart:MART",
+    "curriculum.fat:FAT",
+    "ensemble.adp:ADP",
+    "adaptive_epsilon.iaat:IAAT",
+    "efficient.free_at:FreeAT",
     "semi_supervised.rst:RST",
     "efficient.fast_at:FastAT",
+    "variants.avmixup:AVMixup",
 ]
 
 

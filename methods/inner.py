@@ -1,6 +1,6 @@
 """The inner maximisation as a value: how many steps, how long, from where, in which mode."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -31,7 +31,8 @@ class Inner:
             ``sphere`` a Gaussian direction of L2 length one, ``ball`` the same of a length drawn from [0, 1].
         scale: in pixel units or relative.
         boxed: whether the start is clipped to the pixel range before the first gradient.
-        mode: of the network while it is attacked; a part of the method's definition.
+        mode: of the network while it is attacked; a part of the method's definition. ``batch`` is train mode without
+            a trace in BatchNorm's running statistics.
         keep: the last iterate, or per image the one with the highest objective.
         scored: run one forward more on the result, as the code of Rice et al. does to score a restart; in train mode it
             moves BatchNorm's statistics.
@@ -85,9 +86,22 @@ class Inner:
         return self.climb(network, x, y, objective, threat, start=self.begin(x, threat, draws))
 
     def climb(
-        self, network: nn.Module, x: Tensor, y: Tensor, objective: Objective, threat: ThreatModel, *, start: Tensor
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        objective: Objective,
+        threat: ThreatModel,
+        *,
+        start: Tensor,
+        radius: Tensor | None = None,
+        step_size: Tensor | None = None,
+        jitter: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Attack as :meth:`maximise` does, from a ``start`` that the method made itself."""
+        """Attack as :meth:`maximise` does, from a ``start`` and with a ``jitter`` that the method drew itself.
+
+        ``radius`` and ``step_size`` ``(n,)`` give each image its own, in pixel units.
+        """
         with self.conditions(network, x):
             attacked = pgd(
                 network,
@@ -96,10 +110,12 @@ class Inner:
                 threat,
                 start=start,
                 steps=self.steps,
-                step_size=Pixels.read(self.step_size).at(threat.epsilon),
+                step_size=Pixels.read(self.step_size).at(threat.epsilon) if step_size is None else step_size,
+                radius=radius,
                 keep=self.keep,
                 until=None if self.patience is None else lambda logits: logits.argmax(1) != y,
                 patience=1 if self.patience is None else self.patience,
+                jitter=jitter,
             )
             attacked = attacked.clamp(threat.low, threat.high)  # a start outside is an iterate too
             if self.scored:

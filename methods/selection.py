@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -47,30 +47,43 @@ def select(curve: Iterable[Score], ties: Ties = "later") -> int | None:
     return chosen
 
 
-def held_out_verdicts(
+class Right(NamedTuple):
+    """Which held-out images are right, masks ``(n,)``: clean, after PGD on the cross-entropy, and in every case."""
+
+    clean: Tensor
+    pgd: Tensor
+    robust: Tensor
+
+
+def held_out_right(
     network: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, *, seed: int, steps: int = 10
-) -> tuple[Tensor, Tensor]:
-    """Attack held-out images ``x`` ``(n, c, h, w)`` and tell which are right clean, and under the worse of two attacks.
+) -> Right:
+    """Attack held-out images ``x`` ``(n, c, h, w)`` twice and tell which are right.
 
     PGD of ``steps`` steps of epsilon/4 on the cross-entropy and on the margin, one random start each that is keyed by
     (seed, sample index), so that epochs are comparable and training's random state is left alone.
 
     Args:
         network: in eval mode. Source: protocol.md, "Checkpoints"; Rice et al. attack the cross-entropy only.
-
-    Returns:
-        two masks ``(n,)``: right when clean, right in every case.
     """
     with torch.no_grad():
         clean = network(x).argmax(1) == y
-    robust = clean.clone()
+    right = {}
     for name, objective in (("ce", cross_entropy_with(y)), ("margin", margin_with(y))):
         noise = threat.epsilon * uniform(x, index.tolist(), seed, "selection", name)
         start = threat.project(x + noise, x)
         attacked = pgd(network, x, objective, threat, start=start, steps=steps, step_size=threat.epsilon / 4)
         with torch.no_grad():
-            robust &= network(attacked).argmax(1) == y
-    return clean, robust
+            right[name] = network(attacked).argmax(1) == y
+    return Right(clean, right["ce"], clean & right["ce"] & right["margin"])
+
+
+def held_out_verdicts(
+    network: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, *, seed: int, steps: int = 10
+) -> tuple[Tensor, Tensor]:
+    """Give the masks ``clean`` and ``robust`` of :func:`held_out_right`, by which the best epoch is chosen."""
+    right = held_out_right(network, x, y, index, threat, seed=seed, steps=steps)
+    return right.clean, right.robust
 
 
 class KeepBest(pl.Callback):

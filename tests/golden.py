@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from methods.ensemble.members import Ensemble
 from tests.toy import toy_batch, toy_model
 
 FOLDER = Path(__file__).parent / "data" / "golden"
@@ -27,6 +28,9 @@ class ScriptedDraws:
 
     def uniform(self, like, shape=None):
         return _cut(self._uniform, like, shape)
+
+    def beta(self, a, b, like, shape=None):
+        return (_cut(self._uniform, like, shape) + 1) / 2
 
 
 def _cut(noise: Tensor, like: Tensor, shape) -> Tensor:
@@ -50,6 +54,7 @@ class Case:
     method: str
     toy: dict[str, Any]
     record: dict[str, Any]
+    changes: dict[str, Any]  # how the network differs from the toy network
 
     @property
     def name(self) -> str:
@@ -65,11 +70,16 @@ class Case:
 
     @cached_property
     def body(self) -> nn.Module:
+        return self._toy_model(0)
+
+    def _toy_model(self, offset: int) -> nn.Module:
         toy = self.toy
-        return toy_model(toy["seed"], toy["channels"], toy["classes"])
+        return toy_model(toy["seed"] + offset, toy["channels"], toy["classes"])
 
     @cached_property
     def network(self) -> nn.Module:
+        if offsets := self.changes.get("members"):
+            return Ensemble(map(self._toy_model, offsets)).train(self.record["mode_at_entry"] == "train")
         normalisation = self.record["inputs"].get("normalisation")
         network = (
             self.body if normalisation is None else Normalised(self.body, normalisation["mean"], normalisation["std"])
@@ -96,12 +106,15 @@ class Case:
 def cases(method: str, *kinds: str) -> list[Case]:
     """The cases of ``method`` whose kind is one of ``kinds``."""
     golden = json.loads((FOLDER / f"{method}.json").read_text())
-    return [Case(method, golden["toy"], record) for record in golden["cases"] if record["kind"] in kinds]
+    changes = golden["toy_changes"] or {}
+    return [Case(method, golden["toy"], record, changes) for record in golden["cases"] if record["kind"] in kinds]
 
 
 def one(method: str, name: str) -> Case:
     """The case of that name."""
-    return next(case for case in cases(method, "training_step", "attack", "schedule", "other") if case.name == name)
+    return next(
+        case for case in cases(method, "training_step", "attack", "loss", "schedule", "other") if case.name == name
+    )
 
 
 def gradient_norm(network: nn.Module) -> float:

@@ -3,7 +3,7 @@
 from benchmark.data.description import Description, describe, names
 from benchmark.data.errors import CorruptData, MissingData
 from benchmark.data.hidden_labels import HiddenLabels, LabelChoice
-from benchmark.data.images import Images, Splits, check
+from benchmark.data.images import Images, Splits, check, fixed_order
 from benchmark.data.load import load
 from benchmark.data.module import ImageData
 from benchmark.data.tensors import TensorData
@@ -20,6 +20,7 @@ __all__ = [
     "TensorData",
     "check",
     "describe",
+    "fixed_order",
     "load",
     "names",
 ]

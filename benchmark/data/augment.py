@@ -24,15 +24,15 @@ class Moves:
         return Moves(self.top[index], self.left[index], self.mirror[index])
 
 
-def draw_moves(images: int, *, seed: int, epoch: int, device: torch.device | str = "cpu") -> Moves:
+def draw_moves(images: int, *, seed: int, epoch: int, flips: bool = True, device: torch.device | str = "cpu") -> Moves:
     """Draw one epoch's moves for the images numbered 0 to ``images`` - 1, from ``(seed, epoch)`` alone.
 
     An image's move therefore depends neither on its batch nor on the number of devices, and the global generator stays
-    as it was.
+    as it was. Without ``flips`` nothing is mirrored and the crops are the same.
     """
     generator = torch.Generator().manual_seed(key("augmentation", seed, epoch))
     top, left = torch.randint(0, 2 * PADDING + 1, (2, images), generator=generator).to(device)
-    mirror = torch.randint(0, 2, (images,), generator=generator).bool().to(device)
+    mirror = (torch.randint(0, 2, (images,), generator=generator).bool() & flips).to(device)
     return Moves(top, left, mirror)
 
 

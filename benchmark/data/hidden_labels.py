@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmark.data.images import Images
 from benchmark.data.load import load
 from benchmark.errors import BadInput
+from benchmark.user_code import UserCode
 from methods.unlabelled import HIDDEN
 
 LabelChoice = Literal["stratified", "permutation", "file"]
@@ -116,17 +117,23 @@ def labelled_images(
     labels: int,
     seed: int,
     choice: LabelChoice,
+    code: UserCode | None = None,
 ) -> tuple[int, ...]:
     """Choose D of a data set's training part, as :func:`choose_labelled` does; errors also as in ``load``."""
-    index, y, classes = _training_labels(name, root, fold, train_images, validation_images)
+    index, y, classes = _training_labels(name, root, fold, train_images, validation_images, code)
     return choose_labelled(index, y, labels, classes=classes, seed=seed, choice=choice)
 
 
 @lru_cache(maxsize=16)
 def _training_labels(
-    name: str, root: Path | None, fold: int, train_images: int | None, validation_images: int | None
+    name: str,
+    root: Path | None,
+    fold: int,
+    train_images: int | None,
+    validation_images: int | None,
+    code: UserCode | None,
 ) -> tuple[Tensor, Tensor, int]:
-    splits = load(name, root, fold=fold, train_images=train_images, validation_images=validation_images)
+    splits = load(name, root, fold=fold, train_images=train_images, validation_images=validation_images, code=code)
     return splits.train.index, splits.train.labels, splits.description.classes
 
 

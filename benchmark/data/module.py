@@ -21,8 +21,8 @@ class ImageData(pl.LightningDataModule):
     """Serve ``splits`` from the training device, in an order and with an augmentation fixed by seed and epoch.
 
     Nothing here draws from a global generator, and an epoch replayed after a kill is the same epoch. Use
-    ``Trainer(use_distributed_sampler=False)``: the training images are dealt out to the ranks here, while validation
-    and test images go to every rank, in order, so that all ranks agree on what they measured.
+    ``Trainer(use_distributed_sampler=False)``: the training and the held-out images are dealt out to the ranks here,
+    while test images go to every rank, in order.
 
     Args:
         batch_size: images per step and rank; the last batch of an epoch may be smaller.
@@ -51,7 +51,7 @@ class ImageData(pl.LightningDataModule):
         self.splits = splits if hidden is None else replace(splits, train=hidden.train)
         self.hidden, self.labelled_rows = hidden, labelled_rows
         self.batch_size, self.seed = batch_size, seed
-        self.augments = augment and splits.description.augmentation == "crop4+flip"
+        self.augments = augment and splits.description.augmentation != "none"
         self._device = torch.device("cpu")
         self._sampler: EpochSampler | None = None
         self._moves: tuple[int, Moves] | None = None  # an epoch and what was drawn for it
@@ -63,15 +63,19 @@ class ImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return this rank's share of the training images, shuffled by (seed, epoch)."""
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        rank, ranks = self._rank()
         if self.hidden is not None and len(self.hidden.unlabelled):
             return self._pools(self.hidden, rank, ranks)
         self._sampler = EpochSampler(len(self.splits.train), seed=self.seed, rank=rank, ranks=ranks)
         return self._loader(self.splits.train, sampler=self._sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return the held-out training images in order."""
-        return self._loader(self.splits.validation)
+        """Return this rank's share of the held-out training images, in order: each image goes to one rank."""
+        rank, ranks = self._rank()
+        return self._loader(self.splits.validation.take(torch.arange(rank, len(self.splits.validation), ranks)))
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test images in order."""
@@ -86,10 +90,10 @@ class ImageData(pl.LightningDataModule):
 
     @property
     def rows_per_epoch(self) -> int:
-        """Images that one epoch's batches hold on one device, repetitions counted: what passes are divided by."""
-        images = len(self.splits.train)
+        """Images that one epoch's batches hold on all ranks, repetitions counted: what passes are divided by."""
+        images, whole = len(self.splits.train), self.batch_size * self._rank()[1]
         pooled = self.hidden is not None and len(self.hidden.unlabelled) > 0
-        return -(-images // self.batch_size) * self.batch_size if pooled else images
+        return -(-images // whole) * whole if pooled else images
 
     def _pools(self, hidden: HiddenLabels, rank: int, ranks: int) -> DataLoader[Batch]:
         whole, images, labels = self.batch_size * ranks, len(hidden.train), len(hidden.labelled)
@@ -104,13 +108,15 @@ class ImageData(pl.LightningDataModule):
             rank=rank,
             ranks=ranks,
         )
-        data = PoolData(hidden.train.to(self._device), sampler, augments=self.augments)
+        flips = self.splits.description.flips
+        data = PoolData(hidden.train.to(self._device), sampler, augments=self.augments, flips=flips)
         return self._loader(data, sampler=sampler)
 
     def _epoch_moves(self, epoch: int) -> Moves:
         if self._moves is None or self._moves[0] != epoch:
             images = int(self.splits.train.index.max()) + 1
-            self._moves = epoch, draw_moves(images, seed=self.seed, epoch=epoch, device=self._device)
+            flips = self.splits.description.flips
+            self._moves = epoch, draw_moves(images, seed=self.seed, epoch=epoch, flips=flips, device=self._device)
         return self._moves[1]
 
     def _loader(self, images: Images | PoolData, **settings: Any) -> DataLoader[Batch]:

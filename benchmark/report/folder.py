@@ -71,6 +71,8 @@ def _texts(summary: Summary) -> dict[str, str]:
         "autoattack_stages": summary.autoattack_stages,
         "comparisons": summary.comparisons,
         "table1": summary.table1,
+        "costs": summary.costs,
+        "alarm": summary.alarm,
     }
     if len(summary.recovered):  # of suites with semi-supervised methods
         frames["recovered"] = summary.recovered

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from benchmark.report.measure import RUN, cells_of, groups
-from benchmark.results.cards import Suite
+from benchmark.results.alarms import of_checkpoint
+from benchmark.results.cards import Cards, Suite
 from benchmark.results.statistics import holm, paired_difference, rank_intervals, verdict
 from benchmark.results.worst_case import WORST_CASE
 
@@ -16,10 +17,16 @@ STAGES = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]  # the order in which
 _MEASURED = [f"{attack}{end}" for attack in ATTACKS for end in ("", "_low", "_high")]
 LEADERBOARD = [
     *("class", "rank_low", "rank_high", "method", "category", "network", "checkpoint", "epsilon", *_MEASURED),
-    *("seeds", "images", "trials", "parameters", "passes", "forward_passes", "backward_passes", "selection_passes"),
-    *("seconds", "engine", "status", "status_note"),
+    *("seeds", "images", "trials", "members", "parameters", "passes", "forward_passes", "backward_passes"),
+    *("selection_passes", "seconds", "device_hours", "peak_memory_mib", "engine", "catastrophic_overfitting", "alarm"),
+    *("status", "status_note"),
     *("labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes", "reference", "data_note"),
 ]
+COSTS = [
+    *("method", "seed", "fold", "devices", "device_name", "forward_passes", "backward_passes", "selection_passes"),
+    *("seconds", "selection_seconds", "device_hours", "peak_memory_mib", "peak_memory_of", "status", "experiment"),
+]
+_WORDS = {"method", "device_name", "peak_memory_of", "status", "experiment"}
 COMPARISONS = [
     *(
         "class",
@@ -39,7 +46,7 @@ COMPARISONS = [
 
 
 def leaderboard(
-    suite: Suite, cards: pd.DataFrame, verdicts: pd.DataFrame, runs: pd.DataFrame, figures: pd.DataFrame
+    suite: Suite, read: Cards, verdicts: pd.DataFrame, runs: pd.DataFrame, figures: pd.DataFrame
 ) -> pd.DataFrame:
     """Return one line per method, checkpoint and ranking epsilon, and one per failed experiment; columns LEADERBOARD.
 
@@ -47,9 +54,9 @@ def leaderboard(
     is NaN. Carried verdicts are for curves: an attack that holds any is left out here.
 
     Args:
-        cards: as ``Cards.table``.
         verdicts: as ``judged``, without failed experiments; ``runs`` ``per_network`` of them, ``figures`` ``pooled``.
     """
+    cards = read.table
     going = cards[cards.status != "failed"]
     networks = {group: len(rows[RUN].drop_duplicates()) for group, rows in groups(cards, "comparison_class")}
     images = suite.images or int(runs.images.max() if len(runs) else 0)
@@ -57,7 +64,10 @@ def leaderboard(
     lines = []
     for method, own in groups(going, "method"):
         costs = _costs(own)
+        trained = [card for card in read.contents if card["experiment"] in set(own.experiment)]
         for checkpoint in sorted({suite.ranked_checkpoint, *figures.checkpoint[figures.method == method]}):
+            collapse, alarm = of_checkpoint(trained, checkpoint)
+            mark = {"catastrophic_overfitting": collapse, "alarm": alarm}
             for epsilon in suite.ranked_at:
                 here, attacked = (_at(table, method, checkpoint, epsilon) for table in (figures, runs))
                 status, note = _state(suite, checkpoint, attacked, images, networks[costs["class"]])
@@ -65,16 +75,16 @@ def leaderboard(
                     note = note or "a reference, not ranked"
                 place = {"checkpoint": checkpoint, "epsilon": epsilon, "status": status, "status_note": note}
                 engine = engines.get((method, checkpoint, epsilon), "")
-                lines.append({**costs, **_accuracies(here), **place, "engine": engine})
+                lines.append({**costs, **_accuracies(here), **place, "engine": engine, **mark})
     for _, card in cards[cards.status == "failed"].iterrows():
         lines.append(
             {**_costs(card.to_frame().T), "status": "failed", "status_note": f"{card.experiment}: {card.error}"}
         )
     table = pd.DataFrame(lines, columns=LEADERBOARD)
-    numbers = ["epsilon", *_MEASURED, "seeds", "images", "trials", "parameters", "seconds"]
-    numbers += ["labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes"]
+    numbers = ["epsilon", *_MEASURED, "seeds", "images", "trials", "members", "parameters", "seconds"]
+    numbers += ["catastrophic_overfitting", "labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes"]
     table = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
-    words = ["category", "network", "checkpoint", "engine", "status_note", "data_note"]
+    words = ["category", "network", "checkpoint", "engine", "alarm", "status_note", "data_note"]
     table = table.assign(**{name: table[name].astype(object).fillna("") for name in words})
     return _sorted(_ranked(table, verdicts), suite)
 
@@ -83,26 +93,42 @@ def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, again
     """Compare the worst case of each ranked method with ``against`` in its class, image by image; columns COMPARISONS.
 
     ``difference`` is the method's accuracy minus the other's. Holm corrects over all comparisons of a class, its
-    ranking epsilons together.
+    ranking epsilons together. Where a user named what methods of theirs are compared with, these are all comparisons
+    and one family, and a class other than the method's own stands beside it.
     """
     ranked = table[table.rank_low.notna()]
+    named = suite.compared is not None
     lines: list[dict[str, object]] = []
-    for (group, epsilon), rows in groups(ranked, ["class", "epsilon"]):
+    for (*_, epsilon), rows in groups(ranked, ["epsilon"] if named else ["class", "epsilon"]):
         names, cells = _worst_cells(verdicts, suite.ranked_checkpoint, epsilon, rows.method)
-        seeds = dict(zip(rows.method, rows.seeds, strict=True))
-        for method in sorted(names):
+        seeds, classes = (dict(zip(rows.method, rows[column], strict=True)) for column in ("seeds", "class"))
+        for method in sorted(names if suite.compared is None else {*names} & {*suite.compared}):
             for other in against:
                 if other == method or other not in names:
                     continue
                 found = paired_difference(cells[names.index(method)], cells[names.index(other)])
+                group = " against ".join(dict.fromkeys([classes[method], classes[other]]))
                 what = {"class": group, "method": method, "against": other, "epsilon": epsilon, "seeds": seeds[method]}
                 ends = {"difference": found.interval.estimate, "low": found.interval.low, "high": found.interval.high}
                 lines.append({**what, **ends, "p": found.p, "images": found.images})
     compared = pd.DataFrame(lines, columns=COMPARISONS)
-    for _, family in compared.groupby("class"):
+    for family in [compared] if named else [rows for _, rows in compared.groupby("class")]:
         compared.loc[family.index, "p_holm"] = holm(family.p.tolist())
     differences = zip(compared.difference.tolist(), compared.p_holm.tolist(), strict=True)
     return compared.assign(verdict=[verdict(difference, p) for difference, p in differences])
+
+
+def costs(cards: pd.DataFrame) -> pd.DataFrame:
+    """Return what each experiment cost, passes per training image; columns COSTS, what a card does not say is empty.
+
+    Args:
+        cards: as ``Cards.table``.
+    """
+    selection = pd.to_numeric(cards.selection_forward_passes) + pd.to_numeric(cards.selection_backward_passes)
+    named = cards.assign(selection_passes=selection, device_name=cards.device)
+    numbers = [name for name in COSTS if name not in _WORDS]
+    found = named.assign(**{name: pd.to_numeric(named[name]) for name in numbers})
+    return found[COSTS].sort_values(["method", "seed", "fold"], kind="stable").reset_index(drop=True)
 
 
 def autoattack_stages(evidence: pd.DataFrame, cards: pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +152,7 @@ def autoattack_stages(evidence: pd.DataFrame, cards: pd.DataFrame) -> pd.DataFra
 
 
 def _costs(cards: pd.DataFrame) -> dict[str, Any]:
-    """Return what a method's cards say together: names of the first, the largest network, costs on average."""
+    """Return what a method's cards say together: names of the first, largest network and memory, average costs."""
     first = cards.iloc[0]
     mean = {
         key: pd.to_numeric(cards[key]).mean()
@@ -136,6 +162,7 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
             "selection_forward_passes",
             "selection_backward_passes",
             "seconds",
+            "device_hours",
             "pseudo_label_accuracy",
             "teacher_forward_passes",
             "teacher_backward_passes",
@@ -148,12 +175,15 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
         "network": first.network,
         "seeds": cards.seed.nunique(),
         "trials": pd.to_numeric(cards.trials).max(),
+        "members": pd.to_numeric(cards.members).max(),
         "parameters": pd.to_numeric(cards.parameters).max(),
         "passes": mean["forward_passes"] + mean["backward_passes"],
         "forward_passes": mean["forward_passes"],
         "backward_passes": mean["backward_passes"],
         "selection_passes": mean["selection_forward_passes"] + mean["selection_backward_passes"],
         "seconds": mean["seconds"],
+        "device_hours": mean["device_hours"],
+        "peak_memory_mib": pd.to_numeric(cards.peak_memory_mib).max(),
         "labels": first.labels,
         "validation_labels": first.validation_labels,
         "pseudo_label_accuracy": mean["pseudo_label_accuracy"],

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from benchmark.report import table
 from benchmark.report.style import epsilon_text
 from benchmark.report.summary import Summary, versions
+from benchmark.results.alarms import sentences
 from benchmark.results.survey import number
 
 CAPTIONS = {  # in the order in which the page shows them
@@ -35,6 +36,9 @@ _FILTERED = {
     "data set",
     "seed",
     "fold",
+    "alarm",
+    "mark",
+    "device",
 }
 
 
@@ -82,6 +86,9 @@ def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
         table1=_html(table.readable_table1(summary), "table1"),
         recovered=_html(table.readable_recovered(summary), "recovered") if len(summary.recovered) else None,
         stages=_html(table.readable_stages(summary), "stages") if len(summary.autoattack_stages) else None,
+        alarms=sentences(summary.cards.contents),
+        alarm=_html(table.readable_alarm(summary), "alarm") if len(summary.alarm) else None,
+        costs=_html(table.readable_costs(summary), "costs"),
         accuracy=_html(table.readable_accuracy(summary), "accuracy"),
         figures=[(name, CAPTIONS[name], b64encode(pictures[name]).decode()) for name in CAPTIONS if name in pictures],
         failures=[

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from benchmark.errors import BadInput
-from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderboard
+from benchmark.report.leaderboard import autoattack_stages, comparisons, costs, leaderboard
 from benchmark.report.measure import judged, per_network, pooled
 from benchmark.report.recovered import recovered
 from benchmark.report.survey_table import survey_table
-from benchmark.results import evidence
+from benchmark.results import alarms, evidence
 from benchmark.results.cards import Cards, Suite, read_cards, read_suite
 
 
@@ -45,6 +45,8 @@ class Summary:
     autoattack_stages: pd.DataFrame
     comparisons: pd.DataFrame
     table1: pd.DataFrame
+    costs: pd.DataFrame
+    alarm: pd.DataFrame  # held-out accuracies of single-step methods: see ``benchmark.results.alarms.epochs``
     recovered: pd.DataFrame
 
     @cached_property
@@ -76,7 +78,7 @@ def summarise(folder: Path) -> Summary:
     verdicts = judged(found, cards.table)
     counted = verdicts[verdicts.status != "failed"]
     figures = pooled(counted)
-    board = leaderboard(suite, cards.table, counted, per_network(counted), figures)
+    board = leaderboard(suite, cards, counted, per_network(counted), figures)
     return Summary(
         suite=suite,
         cards=cards,
@@ -87,6 +89,8 @@ def summarise(folder: Path) -> Summary:
         autoattack_stages=autoattack_stages(found, cards.table),
         comparisons=comparisons(suite, board, counted, suite.against),
         table1=survey_table(suite, board),
+        costs=costs(cards.table),
+        alarm=alarms.epochs(cards.contents),
         recovered=recovered(suite, cards, counted),
     )
 

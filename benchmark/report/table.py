@@ -34,6 +34,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
         "labels": lambda line: _labels(line),
         "teacher's passes": lambda line: _whole(line["teacher_passes"]),
     }
+    alarmed = summary.leaderboard.alarm.ne("").any()
     return _strings(
         summary.leaderboard,
         {
@@ -44,15 +45,19 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "checkpoint": lambda line: line["checkpoint"],
             "epsilon": lambda line: "" if _absent(line["epsilon"]) else epsilon_text(line["epsilon"]),
             **{heading: _accuracy(attack, scale=100) for heading, attack in _COLUMNS.items()},
+            **({"alarm": lambda line: line["alarm"]} if alarmed else {}),
             "seeds": lambda line: _whole(line["seeds"]),
             "images": lambda line: _whole(line["images"]),
             "trials": lambda line: _whole(line["trials"]),
             "category": lambda line: str(line["category"]).replace("_", " "),
             "network": lambda line: line["network"],
+            "members": lambda line: _whole(line["members"]),
             "parameters": lambda line: _whole(line["parameters"]),
             "passes": lambda line: _whole(line["passes"]),
             **(taught if summary.leaderboard.labels.notna().any() else {}),
             "seconds": lambda line: _number(line["seconds"], ".1f"),
+            "device-hours": lambda line: _number(line["device_hours"], ".3g"),
+            "memory (MiB)": lambda line: _whole(line["peak_memory_mib"]),
             "engine": lambda line: line["engine"],
             "remark": lambda line: "; ".join(filter(None, [line["status_note"], line["data_note"]])),
         },
@@ -135,6 +140,41 @@ def readable_stages(summary: Summary) -> pd.DataFrame:
         **{f"after {name}": (lambda line, name=name: _whole(line[name])) for name in names},
     }
     return _strings(wide, columns)
+
+
+def readable_costs(summary: Summary) -> pd.DataFrame:
+    """Return what each experiment cost, as strings."""
+    columns = {
+        "method": lambda line: line["method"],
+        "seed": lambda line: str(line["seed"]),
+        **({"fold": lambda line: str(line["fold"])} if summary.costs.fold.nunique() > 1 else {}),
+        "devices": lambda line: _whole(line["devices"]),
+        "device": lambda line: line["device_name"],
+        "forward passes": lambda line: _number(line["forward_passes"], ",.1f"),
+        "backward passes": lambda line: _number(line["backward_passes"], ",.1f"),
+        "selection passes": lambda line: _number(line["selection_passes"], ",.1f"),
+        "seconds": lambda line: _number(line["seconds"], ",.1f"),
+        "selection seconds": lambda line: _number(line["selection_seconds"], ",.1f"),
+        "device-hours": lambda line: _number(line["device_hours"], ".3g"),
+        "peak memory (MiB)": lambda line: _whole(line["peak_memory_mib"]),
+        "of what": lambda line: line["peak_memory_of"],
+    }
+    return _strings(summary.costs, columns)
+
+
+def readable_alarm(summary: Summary) -> pd.DataFrame:
+    """Return single-step methods' accuracies on held-out images in percent, epoch by epoch, as strings."""
+    columns = {
+        "method": lambda line: line["method"],
+        "seed": lambda line: str(line["seed"]),
+        **({"fold": lambda line: str(line["fold"])} if summary.alarm.fold.nunique() > 1 else {}),
+        "epoch": lambda line: str(line["epoch"]),
+        "clean": lambda line: _number(100 * line["held_out_clean"], ".1f"),
+        "FGSM": lambda line: _number(100 * line["held_out_fgsm"], ".1f"),
+        "PGD-10": lambda line: _number(100 * line["held_out_pgd10"], ".1f"),
+        "mark": lambda line: line["mark"],
+    }
+    return _strings(summary.alarm, columns)
 
 
 def markdown(table: pd.DataFrame, title: str, track: str, note: str) -> str:

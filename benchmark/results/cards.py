@@ -21,6 +21,7 @@ _OPTIONAL = {  # key of a card: what stands in for it where a run did not get so
     "fold": 0,
     "dataset": "",
     "network": "",
+    "members": None,
     "parameters": None,
     "error": "",
     "forward_passes": None,
@@ -28,6 +29,12 @@ _OPTIONAL = {  # key of a card: what stands in for it where a run did not get so
     "selection_forward_passes": None,
     "selection_backward_passes": None,
     "seconds": None,
+    "selection_seconds": None,
+    "devices": None,
+    "device": "",
+    "device_hours": None,
+    "peak_memory_mib": None,
+    "peak_memory_of": "",
     "trials": 1,
     "labels": None,  # of training images, where the others were hidden
     "validation_labels": None,
@@ -109,6 +116,11 @@ class Suite:
     def against(self) -> list[str]:
         """The methods that the others are compared with."""
         return list(self.content.get("against") or ["pgd_at"])
+
+    @property
+    def compared(self) -> list[str] | None:
+        """The user's methods, where it is named what they alone are compared with; None for every method."""
+        return list(self.content.get("own") or []) or None if self.content.get("against") else None
 
     @property
     def expected(self) -> list[tuple[str, int]]:

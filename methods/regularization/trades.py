@@ -20,6 +20,14 @@ class TRADES(AdversarialTraining):
     attack sees no labels and starts from Gaussian noise of a fixed 0.001, outside the pixel range where it falls there
     (at the image itself the divergence has no gradient). In L2 the authors' ascent is another one, below.
 
+    Steps: 1. Predict the clean images once, in eval mode, without a graph. 2. From the noise climb the divergence from
+    that prediction K times, still in eval mode, each time back into the ball, then into the range. 3. In train mode
+    forward the clean images, then the adversarial ones. 4. Clean cross-entropy plus beta times the divergence, both
+    means over the batch; backward through both predictions, optimizer step.
+
+    Warning: AutoAttack lies some 3.5 points below PGD, as is usual here and no sign of masking. Warning: a short
+    training at beta 6 mostly costs clean accuracy; look at the training loss before calling that a trade-off.
+
     Args:
         beta: weight of the divergence, 1/lambda in the paper; the authors recommend 1 to 10.
         exact_forwards: run the authors' third train-mode forward, on the clean images again; loss and gradient are

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from attacks.modes import in_mode, without_parameter_gradients
-from tests.models import curved
+from tests.models import curved, images
 
 
 class Stop(Exception):
@@ -20,12 +20,12 @@ def partly_frozen():
     return network
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("mode", ["eval", "train", "batch"])
 @pytest.mark.parametrize("network", [curved(), curved().train(), partly_frozen()], ids=["eval", "train", "partly"])
 def test_each_part_is_in_its_own_mode_again_even_after_an_exception(network, mode):
     found = modes(network)
     with in_mode(network, mode):
-        assert network.training == (mode == "train")
+        assert network.training == (mode != "eval")
     assert modes(network) == found
     with pytest.raises(Stop), in_mode(network, mode):
         raise Stop
@@ -38,10 +38,32 @@ def test_eval_mode_reaches_every_part():
         assert not any(modes(network))
 
 
-def test_a_layer_frozen_in_eval_mode_stays_frozen_while_the_network_is_attacked_in_train_mode():
+@pytest.mark.parametrize("mode", ["train", "batch"])
+def test_a_layer_frozen_in_eval_mode_stays_frozen_while_the_network_is_attacked_in_train_mode(mode):
     network = partly_frozen()
-    with in_mode(network, "train"):
+    with in_mode(network, mode):
         assert not network[1].training
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_mode_predicts_as_train_mode_does_and_leaves_running_statistics_untouched(momentum):
+    network, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=momentum)).eval(), images()
+    buffers = list(network.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    with in_mode(network, "batch"):
+        predicted = [network(x) for _ in range(3)]
+    assert all(torch.equal(found, kept) for found, kept in zip(network.buffers(), before, strict=True))
+    assert all(found is own for found, own in zip(network.buffers(), buffers, strict=True))
+    assert all(torch.equal(logits, network.train()(x)) for logits in predicted)
+
+
+def test_batch_mode_between_a_forward_and_its_backward_disturbs_no_graph():
+    network, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).train(), images()
+    loss = network(x).square().sum()
+    with in_mode(network, "batch"):
+        network(x)
+    loss.backward()
+    assert network[1].num_batches_tracked == 1
 
 
 def test_flags_and_gradients_are_as_before_even_after_an_exception():

@@ -12,7 +12,7 @@ from torch import nn
 
 from attacks import BadInput, ThreatModel, official
 from attacks.official import STAGES, autoattack
-from tests.models import Constant, Returning, curved, images, linear
+from tests.models import Averaged, Constant, Returning, curved, images, linear
 
 LINF = ThreatModel("linf", 0.05)
 
@@ -147,6 +147,15 @@ def test_one_seed_gives_one_result_and_another_seed_another(brief):
     assert first.by == again.by
     assert torch.equal(first.forward, again.forward)
     assert not torch.equal(first.adversarial, other.adversarial)
+
+
+def test_of_an_ensemble_every_member_is_paid_for(brief):
+    network, x, y = scene(network=Averaged(curved(seed=seed) for seed in range(3)).eval())
+    result = autoattack(network, x, y, LINF, seed=0)
+    wrong = torch.tensor([by == "clean" for by in result.by])
+    assert (result.forward[wrong] == 3).all()
+    assert result.forward[~wrong].min() >= 3 * (1 + 5)  # the clean image and five steps
+    assert result.forward.sum().item() % 3 == pytest.approx(0, abs=1e-2)
 
 
 def test_nothing_of_the_callers_is_changed(brief):

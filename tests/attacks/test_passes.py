@@ -3,8 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from attacks import Passes, ThreatModel, counting, cross_entropy_with
+from attacks.passes import networks_in
 from attacks.pgd import pgd
-from tests.models import curved, images
+from tests.models import Averaged, curved, images
 
 X, Y = images(6), torch.tensor([0, 1, 2, 3, 4, 5])
 
@@ -74,6 +75,24 @@ def test_counts_add_up_over_blocks_that_share_them(network):
             network(X).sum().backward()
         assert passes is total
     assert counted(total) == (18, 18)
+
+
+def test_of_an_ensemble_every_member_counts_whether_run_by_it_or_by_itself():
+    ensemble = Averaged(curved(seed=seed) for seed in range(3))
+    with counting(ensemble) as passes:
+        F.cross_entropy(ensemble(X), Y).backward()
+    assert counted(passes) == (18, 18)
+    with counting(ensemble) as passes:
+        ensemble.members[0](X)
+        ensemble.members[2](X).sum().backward()
+    assert counted(passes) == (12, 6)
+    assert networks_in(ensemble) == list(ensemble.members)
+    assert not any(module._forward_hooks for module in ensemble.modules())
+
+
+def test_a_network_is_one_even_where_something_else_is_called_members(network):
+    network.members = 3
+    assert networks_in(network) == [network]
 
 
 def test_nothing_is_counted_after_the_block_and_no_hook_stays(network):

@@ -238,6 +238,77 @@ def test_no_pass_is_spent_once_every_image_has_stopped():
     assert passes.forward == 8
 
 
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("patience", [1, 3])
+def test_images_that_have_stopped_go_through_the_network_no_more_and_nothing_else_changes(keep, patience):
+    network, x = curved().double(), images(24, dtype=torch.float64)
+    y = network(x).argmax(1)
+    y[:5] = (y[:5] + 1) % 10  # wrong as they stand
+    sizes = {True: [], False: []}
+
+    def attack(whole_batch):
+        handle = network.register_forward_hook(lambda _, inputs, __: sizes[whole_batch].append(len(inputs[0])))
+        found = pgd(
+            network,
+            x,
+            lambda logits: margin(logits, y) + logits.mean(),  # one image's value depends on the others' logits
+            ThreatModel("linf", 0.05),
+            start=x,
+            steps=8,
+            step_size=0.005,
+            until=misclassified(y),
+            patience=patience,
+            keep=keep,
+            whole_batch=whole_batch,
+        )
+        handle.remove()
+        return found
+
+    torch.testing.assert_close(attack(False), attack(True), rtol=0, atol=1e-12)
+    steps = sizes[False][:8]
+    assert steps[:patience] == [24] * patience
+    assert steps[patience] == 24 - 5
+    assert steps == sorted(steps, reverse=True)
+    assert steps[-1] < 19
+    assert set(sizes[True]) == {24}
+
+
+@pytest.mark.parametrize("part", ["whole", "one layer"])
+def test_where_batch_statistics_count_the_whole_batch_goes_through_the_network_in_every_step(part):
+    network, x = curved(), images()
+    (network if part == "whole" else network[1]).train()
+    with counting(network) as passes:
+        pgd(
+            network,
+            x,
+            margin_with(torch.arange(16) % 10),
+            ThreatModel("linf", 0.05),
+            start=x,
+            steps=3,
+            step_size=0.01,
+            until=lambda logits: torch.arange(16) > 0,
+        )
+    assert (passes.forward, passes.backward) == (48, 48)
+
+
+def test_jitter_is_added_to_the_step_of_those_who_take_it_before_the_projection():
+    network, slope, x = of_class_0(4)
+    step, asked = 0.01, []
+    noise = 0.02 * torch.linspace(-1, 1, 64, dtype=torch.float64).reshape(1, 1, 8, 8).expand_as(x)
+
+    def jitter(moving):
+        asked.append(moving.tolist())
+        return noise
+
+    common = {"start": x, "step_size": step, "until": lambda _: torch.tensor([True, False, True, False])}
+    threat = ThreatModel("linf", 0.025, **WIDE)
+    found = pgd(network, x, margin_with(zeros(4)), threat, steps=2, patience=2, jitter=jitter, **common)
+    move = step * slope.sign() + noise[:1]
+    once, twice = move.clamp(-0.025, 0.025), (move.clamp(-0.025, 0.025) + move).clamp(-0.025, 0.025)
+    torch.testing.assert_close(found, x + torch.cat([once, twice, once, twice]), rtol=0, atol=1e-12)
+    assert asked == [[True, True, True, True], [False, True, False, True]]
+
+
 @pytest.mark.parametrize("make", [cross_entropy_with, margin_with, dlr_with], ids=["ce", "margin", "dlr"])
 @pytest.mark.parametrize("keep", ["last", "best"])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -277,9 +348,10 @@ def test_the_attack_leaves_no_trace(keep):
     assert not start.requires_grad
 
 
-def test_images_that_want_a_gradient_themselves_get_none_from_the_attack():
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_images_that_want_a_gradient_themselves_get_none_from_the_attack(keep):
     network, x, y = curved(), images().requires_grad_(), torch.arange(16) % 10
-    found = pgd(network, x, cross_entropy_with(y), ThreatModel(), start=x, steps=2, step_size=0.01, keep="best")
+    found = pgd(network, x, cross_entropy_with(y), ThreatModel(), start=x, steps=2, step_size=0.01, keep=keep)
     assert not found.requires_grad
     assert x.grad is None
     assert x.requires_grad

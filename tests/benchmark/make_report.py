@@ -88,6 +88,7 @@ def write_card(folder: Path, method: str, seed: int = 0, **changes) -> str:
         "fold": 0,
         "dataset": "digits",
         "network": "digits_cnn",
+        "members": 1,
         "parameters": 31482,
         "status": "done",
         "error": "",
@@ -96,6 +97,12 @@ def write_card(folder: Path, method: str, seed: int = 0, **changes) -> str:
         "selection_forward_passes": 60.0,
         "selection_backward_passes": 60.0,
         "seconds": 3.5,
+        "selection_seconds": 1.5,
+        "devices": 1,
+        "device": "cpu",
+        "device_hours": 0.000972,
+        "peak_memory_mib": 600.25,
+        "peak_memory_of": "resident memory of the process",
         "weights": {"last": {"sha256": "0" * 64}, "best": {"sha256": "1" * 64, "epoch": 27}},
         "versions": {"torch": "2.11.0", "atbench": "0.1.0"},
     }
@@ -103,6 +110,12 @@ def write_card(folder: Path, method: str, seed: int = 0, **changes) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump({**card, **changes}))
     return experiment
+
+
+def watched(*pgd10: float, fgsm: float = 0.7, clean: float = 0.9) -> list[dict[str, float]]:
+    """Return the history of a single-step method whose PGD-10 accuracy on held-out images took this course."""
+    held_out = {"held_out_clean": clean, "held_out_fgsm": fgsm}
+    return [{"epoch": epoch, "loss": 1.0, **held_out, "held_out_pgd10": value} for epoch, value in enumerate(pgd10)]
 
 
 def write_failure(folder: Path, method: str, seed: int = 0, error: str = "NaN loss in epoch 3") -> None:

@@ -12,6 +12,7 @@ from benchmark.results import evidence
 from benchmark.results.worst_case import WORST_CASE, with_worst_case
 from benchmark.suite import Evaluation
 from benchmark.tasks import expected_parts, same_measurement
+from tests.models import Averaged
 
 VERDICT = ["index", "label", "clean_prediction", "prediction", "fooled", "by"]
 
@@ -206,12 +207,14 @@ def test_autoattack_leaves_no_more_than_pgd_and_names_what_fooled_each_image(dig
     assert own.forward[own.by == "apgd-ce"].max() < 200
 
 
-def test_twenty_steps_cost_twenty_passes_each_way():
-    frame = evaluate(linear(), random_images(7), ThreatModel(), settings(0.1, batch_size=3))
+@pytest.mark.parametrize("members", [1, 3])
+def test_twenty_steps_cost_twenty_passes_each_way_of_every_member(members):
+    network = linear() if members == 1 else Averaged(linear(seed=seed) for seed in range(members)).eval()
+    frame = evaluate(network, random_images(7), ThreatModel(), settings(0.1, batch_size=3))
     for attack, passes in (("clean", (1, 0)), ("pgd20", (20, 20)), ("cw20", (20, 20))):
         rows = frame[frame.attack == attack]
-        assert (rows.forward == passes[0]).all()
-        assert (rows.backward == passes[1]).all()
+        assert (rows.forward == members * passes[0]).all()
+        assert (rows.backward == members * passes[1]).all()
 
 
 @pytest.mark.parametrize("training", [True, False])

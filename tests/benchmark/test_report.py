@@ -14,9 +14,10 @@ from benchmark.errors import BadInput
 from benchmark.report import build
 from benchmark.report.page import page
 from benchmark.report.summary import summarise
-from benchmark.report.table import readable_accuracy
+from benchmark.report.table import readable_accuracy, readable_leaderboard
 from benchmark.results import survey
 from benchmark.results.evidence import evidence_folder, write_part
+from benchmark.results.statistics import holm
 from tests.benchmark.make_report import (
     FEW,
     METHODS,
@@ -32,7 +33,7 @@ from tests.benchmark.make_report import (
 
 NAMES = {
     *("leaderboard.csv", "leaderboard.md", "leaderboard.tex", "table1.csv", "table1.md", "table1.tex", "index.html"),
-    *("accuracy.csv", "autoattack_stages.csv", "comparisons.csv"),
+    *("accuracy.csv", "autoattack_stages.csv", "comparisons.csv", "costs.csv", "alarm.csv"),
     *(
         f"figures/{name}.{kind}"
         for name in (
@@ -132,6 +133,21 @@ def test_each_method_is_compared_with_pgd_at_and_equality_is_never_claimed(repor
     assert compared.set_index("method").verdict["natural"] == "lower"
 
 
+def test_a_users_methods_are_compared_with_those_named_and_with_nothing_else_as_one_family(tmp_path):
+    methods = {"natural": 0.05, "pgd_at": 0.28, "adp": 0.2, "mine": 0.24}
+    own = {
+        "own": {"mine": {"path": "/x/my.py", "name": "Mine", "sha256": "0"}},
+        "against": ["pgd_at", "adp", "natural"],
+    }
+    folder = make_report(tmp_path, methods, attacked=FEW, evaluation={"ranked_at": [0.15]}, **own)
+    write_card(folder, "adp", comparison_class="C")
+    compared = summarise(folder).comparisons.set_index("against")
+    assert set(compared.method) == {"mine"}
+    assert compared["class"].to_dict() == {"pgd_at": "A", "natural": "A", "adp": "A against C"}
+    assert compared.p_holm.tolist() == pytest.approx(holm(compared.p.tolist()))  # of all three, whatever their classes
+    assert (compared.p_holm > compared.p).any()
+
+
 def test_table_1_has_the_34_rows_and_only_measured_cells(report):
     rows = table(report, "table1")
     assert len(rows) == 34
@@ -185,6 +201,21 @@ def test_several_seeds_are_pooled_and_the_seeds_of_a_method_counted(tmp_path):
     assert len(each) == 3
     assert ranked.autoattack.iloc[0] == pytest.approx(each.mean())
     assert summary.comparisons.iloc[0].seeds == 3
+
+
+def test_an_ensemble_shows_its_members_and_all_of_their_parameters(tmp_path):
+    make_report(tmp_path, {"pgd_at": 0.28}, attacked=FEW, images=50)
+    ensemble = write_card(tmp_path, "adp", members=3, parameters=3 * 31482, comparison_class="C")
+    write_evidence(tmp_path, ensemble, radii(0.2, 50, 0), **FEW)
+    write_failure(tmp_path, "gal")
+    path = next((tmp_path / "experiments").glob("*gal*"))
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "members": None}))
+    build(tmp_path)
+    board = table(tmp_path, "leaderboard").drop_duplicates("method").set_index("method")
+    assert board.members[["pgd_at", "adp"]].tolist() == [1, 3]
+    assert np.isnan(board.members["gal"])  # a run that failed never said how many it has
+    shown = readable_leaderboard(summarise(tmp_path)).drop_duplicates("method").set_index("method")
+    assert shown.loc["adp", ["members", "parameters"]].tolist() == ["3", "94,446"]
 
 
 def test_folds_have_their_own_images_and_a_column_at_the_end(tmp_path):
@@ -260,6 +291,13 @@ def test_classes_are_ranked_apart(tmp_path):
     summary = summarise(tmp_path)
     assert summary.leaderboard[summary.leaderboard.rank_low.notna()].rank_high.tolist() == [1, 1]
     assert summary.comparisons.empty
+
+
+def test_a_report_of_sound_methods_has_no_alarm(report):
+    assert "catastrophic overfitting in" not in (report / "index.html").read_text()
+    assert "alarm" not in (report / "leaderboard.md").read_text()
+    assert table(report, "alarm").empty
+    assert table(report, "leaderboard").catastrophic_overfitting.isna().all()
 
 
 def test_a_failed_experiment_is_a_row_with_its_error(tmp_path):

@@ -1,5 +1,8 @@
 """Training one experiment: what it leaves, what it costs, and that an interruption changes nothing."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 import yaml
@@ -7,6 +10,7 @@ import yaml
 from attacks import BadInput
 from attacks.modes import in_mode
 from benchmark import suite
+from benchmark.cost import Cost, peak_memory
 from benchmark.data import load
 from benchmark.experiment import plan
 from benchmark.storage import load_weights, sha256
@@ -34,33 +38,35 @@ class Interrupted(Exception):
     """Stands for whatever ends a process."""
 
 
-def interrupted_train(of, folder, after):
+def interrupted_train(of, folder, after, **more):
     def tell(what, done, total):
         assert (what, total) == ("training", of.recipe.epochs)
         if done == after:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train(of, folder, tell=tell)
+        train(of, folder, tell=tell, **more)
 
 
 def hashes(card):
     return {name: kept["sha256"] for name, kept in card["weights"].items()}
 
 
-def without_seconds(card):
-    return {key: value for key, value in card.items() if "seconds" not in key}
+def without_costs(card):
+    """What of a card must not depend on the machine's mood."""
+    measured = ("seconds", "device_hours", "peak_memory_mib")
+    return {key: value for key, value in card.items() if not key.endswith(measured)}
 
 
 @every_method
 def test_a_training_interrupted_after_every_epoch_ends_with_the_same_bytes(name, tmp_path):
-    of = experiment(name)
+    of = experiment(name, own={"replays": 1} if name == "free_at" else None)  # else three epochs are one pass
     undisturbed = train(of, tmp_path / "undisturbed")
     for after in (1, 2, 3):  # after 3 nothing is left but to save the weights
         interrupted_train(of, tmp_path / "broken", after)
         assert not (tmp_path / "broken" / CARD).exists()
     resumed = train(of, tmp_path / "broken")
-    assert without_seconds(resumed) == without_seconds(undisturbed)
+    assert without_costs(resumed) == without_costs(undisturbed)
     for file, digest in hashes(resumed).items():
         assert sha256(tmp_path / "broken" / f"{file}.safetensors") == digest
         assert sha256(tmp_path / "undisturbed" / f"{file}.safetensors") == digest
@@ -97,13 +103,26 @@ def test_an_interruption_within_an_epoch_costs_that_epoch_only(tmp_path, monkeyp
 
 
 # Forward passes per image and epoch with two inner steps: the attack's, and those of the loss.
-COSTS = {"natural": (1, 1), "pgd_at": (3, 3), "trades": (5, 4), "mart": (4, 4), "fast_at": (2, 2)}
-COSTS |= {"rst": (5, 4)}
+COSTS = {
+    "natural": (1, 1),
+    "pgd_at": (3, 3),
+    "trades": (5, 4),
+    "mart": (4, 4),
+    "adp": (3, 3),
+    "fast_at": (2, 2),
+    "fat": (3, 3),
+    "avmixup": (3, 3),
+    "iaat": ((4 + 10 + 10) / 3, (3 + 7 + 7) / 3),  # a warm-up of one epoch
+    "free_at": (1, 1),
+    "rst": (5, 4),
+}
+# Settings with which the passes do not depend on the images, and fill the epochs.
+EXACT = {"fat": {"tau": 2}, "free_at": {"replays": 3}}
 
 
 @every_method
 def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
-    of = experiment(name)
+    of = experiment(name, own=EXACT.get(name))
     card = train(of, tmp_path)
     assert yaml.safe_load((tmp_path / CARD).read_text()) == card
     assert (card["experiment"], card["method"], card["status"], card["seed"]) == (of.name, name, "done", 0)
@@ -113,17 +132,75 @@ def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
     assert card["parameters"] == sum(value.numel() for value in of.build_network().parameters())
     forward, backward = COSTS[name]
     assert (card["forward_passes"], card["backward_passes"]) == (3 * forward, 3 * backward)
-    held_out = 3 * 30 / 96  # images held out for each image trained on, in three epochs
+    epochs = 1 if name == "free_at" else 3
+    held_out = epochs * 30 / 96  # images held out for each image trained on
+    assert card["members"] == (3 if name == "adp" else 1)
+    held_out *= card["members"]
     selection = (1, 0) if name == "natural" else (1 + 2 * 11, 2 * 10)
+    if catalogue.get(name).single_step:  # the alarm's PGD-10 is that of the selection, its FGSM comes on top
+        selection = (selection[0] + 2, selection[1] + 1)
     assert (card["selection_forward_passes"], card["selection_backward_passes"]) == pytest.approx(
         (held_out * selection[0], held_out * selection[1])
     )
     assert card["seconds"] > 0
+    assert card["devices"] == 1
+    assert card["device_hours"] == pytest.approx(card["seconds"] / 3600, abs=1e-5)
+    assert card["peak_memory_mib"] > 0
+    assert card["peak_memory_of"] == peak_memory()[0]
     assert {"atbench", "torch", "pyautoattack"} <= card["versions"].keys()
-    assert [line["epoch"] for line in card["history"]] == [0, 1, 2]
+    assert [line["epoch"] for line in card["history"]] == list(range(epochs))
     for file, kept in card["weights"].items():
         assert sha256(tmp_path / f"{file}.safetensors") == kept["sha256"]
     assert not (tmp_path / RESUME).exists()
+
+
+def test_costs_go_on_counting_after_a_resumption(tmp_path, monkeypatch):
+    of, clock, memory = experiment("natural"), iter(range(0, 10**6, 10)), iter([50.0, 800.0, 60.0])
+    monkeypatch.setattr("benchmark.cost.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("benchmark.cost.peak_memory", lambda: ("a made-up memory", next(memory, 60.0)))
+    for after in (1, 2):
+        interrupted_train(of, tmp_path, after)
+    card = train(of, tmp_path)
+    assert (card["seconds"], card["selection_seconds"]) == (30, 30)  # ten of each in each of three epochs
+    assert card["device_hours"] == pytest.approx(30 / 3600, abs=1e-6)
+    assert (card["peak_memory_mib"], card["peak_memory_of"]) == (800, "a made-up memory")
+    assert card["forward_passes"] == 3
+
+
+def test_device_hours_count_every_device(monkeypatch):
+    cost, moments = Cost(), iter([0.0, 100.0, 100.0, 130.0])
+    monkeypatch.setattr("benchmark.cost.time.perf_counter", lambda: next(moments))
+    network = torch.nn.Linear(1, 1)
+    module = SimpleNamespace(network=network, classifier=lambda: network, device="cpu")
+    trainer = SimpleNamespace(
+        world_size=4, current_epoch=0, strategy=SimpleNamespace(reduce=lambda value, reduce_op: 2 * value)
+    )
+    cost.on_train_epoch_start(trainer, module)
+    cost.on_validation_start(trainer, module)
+    cost.on_validation_end(trainer, module)
+    found = cost.of_devices()
+    assert (found["devices"], found["device_hours"]) == (4, round(400 / 3600, 6))
+    assert found["peak_memory_mib"] > 1.5 * peak_memory()[1]  # the largest of all ranks, here made up as twice ours
+    assert cost.seconds_of == {0: {"seconds": 100.0, "selection_seconds": 30.0}}
+
+
+def test_the_card_names_the_epoch_of_a_collapse(tmp_path, monkeypatch):
+    """Counts of robust, clean and all images, then of those right under FGSM and under PGD-10, epoch by epoch."""
+    counts = [[10, 20, 30, 15, 12], [14, 20, 30, 15, 16], [0, 22, 30, 29, 7]]
+    method = catalogue.get("fast_at")
+    monkeypatch.setattr(method, "held_out_counts", lambda self, batch: torch.tensor(counts[self.current_epoch]))
+    of = experiment("fast_at")
+    interrupted_train(of, tmp_path, 2)
+    card = train(of, tmp_path)
+    assert card["catastrophic_overfitting"] == 2
+    assert card["label_leaking"] == [2]
+    assert [line["held_out_pgd10"] for line in card["history"]] == [12 / 30, 16 / 30, 7 / 30]
+    assert (card["weights"]["best"]["epoch"], card["weights"]["last"]["epoch"]) == (1, 2)
+
+
+def test_a_sound_training_is_not_marked(tmp_path):
+    card = train(experiment("pgd_at", recipe__epochs=1), tmp_path)
+    assert (card["catastrophic_overfitting"], card["label_leaking"]) == (None, [])
 
 
 def test_pgd_at_of_the_common_suite_costs_eight_passes_each_way_an_epoch(tmp_path):
@@ -131,7 +208,7 @@ def test_pgd_at_of_the_common_suite_costs_eight_passes_each_way_an_epoch(tmp_pat
     assert (card["forward_passes"], card["backward_passes"]) == (8, 8)
 
 
-@pytest.mark.parametrize("name", ["natural", "trades"])
+@pytest.mark.parametrize("name", ["natural", "trades", "adp"])
 def test_the_best_weights_have_the_score_that_the_card_gives_them(name, tmp_path):
     of = experiment(name, recipe__epochs=4, recipe__learning_rate=0.3)
     card = train(of, tmp_path)
@@ -163,6 +240,32 @@ def test_the_networks_first_weights_follow_from_the_seed_alone():
     assert all(torch.equal(value, same[key]) for key, value in first.items())
     other = experiment("natural", seeds=[1]).build_network().state_dict()
     assert not all(torch.equal(value, other[key]) for key, value in first.items())
+
+
+def test_the_first_member_of_an_ensemble_begins_like_a_single_network_and_every_other_differs():
+    single = experiment("natural").build_network().state_dict()
+    torch.manual_seed(99)
+    ensemble, larger = (experiment("adp", own={"members": k}).build_network().state_dict() for k in (3, 5))
+    members = [{key: larger[f"members.{k}.{key}"] for key in single} for k in range(5)]
+    assert all(torch.equal(value, larger[key]) for key, value in ensemble.items())
+    assert all(torch.equal(value, members[0][key]) for key, value in single.items())
+    weight = next(key for key, value in single.items() if value.ndim == 4)  # of the first convolution
+    assert all(not torch.equal(a[weight], b[weight]) for a, b in itertools.combinations(members, 2))
+    other = experiment("adp", seeds=[1]).build_network().state_dict()
+    assert all(not torch.equal(other[f"members.{k}.{weight}"], members[k][weight]) for k in range(3))
+
+
+@pytest.mark.parametrize("own", [{}, {"plus_adv": "tf"}])
+def test_an_ensembles_file_holds_all_members_and_restores_the_one_classifier(own, tmp_path):
+    of = experiment("adp", own=own, recipe__epochs=1)
+    card = train(of, tmp_path)
+    weights = load_weights(tmp_path / "last.safetensors")
+    assert {name.split(".")[1] for name in weights} == {"0", "1", "2"}
+    network = restore(of, tmp_path / "last.safetensors", card["weights"]["last"]["sha256"]).cpu()
+    x = splits(of).validation.pixels()
+    with torch.no_grad():
+        mean = torch.stack([member(x).softmax(1) for member in network.members]).mean(0)
+        torch.testing.assert_close(network(x).exp(), mean)
 
 
 def test_a_finished_experiment_is_only_read(tmp_path):

@@ -124,8 +124,8 @@ def test_a_previous_start_is_the_last_perturbation_of_the_same_row():
     ours.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     second = trace(ours, (other[:8], labels[:8]), step=1).adversarial  # a smaller batch at the end of an epoch
     torch.testing.assert_close(seen[0], other[:8] + (first - x)[:8])
-    torch.testing.assert_close(ours.previous[:8], second - other[:8])
-    torch.testing.assert_close(ours.previous[8:], (first - x)[8:])
+    torch.testing.assert_close(ours.previous.table[:8], second - other[:8])
+    torch.testing.assert_close(ours.previous.table[8:], (first - x)[8:])
 
 
 def test_the_number_of_steps_is_no_setting():

@@ -138,7 +138,7 @@ def test_full_precision_keeps_mixed_precision_out_of_the_attack(full):
         ({"step_size": "epsilon over 4"}, r"inner\.step_size is written like 8/255, epsilon/4"),
         ({"scale": -0.001}, r"inner\.scale"),
         ({"start": "gausian"}, r"inner\.start is one of none, uniform, gaussian, sphere, ball, but found 'gausian'"),
-        ({"mode": "training"}, r"inner\.mode is one of eval, train, but found 'training'"),
+        ({"mode": "training"}, r"inner\.mode is one of eval, train, batch, but found 'training'"),
         ({"keep": "worst"}, r"inner\.keep is one of last, best, but found 'worst'"),
     ],
 )

@@ -1,5 +1,6 @@
 """A small network, a few images, and how the tests run a method on them."""
 
+import copy
 import inspect
 from dataclasses import replace
 from typing import Any
@@ -53,12 +54,24 @@ def toy(seed: int = 7) -> tuple[nn.Module, Tensor, Tensor, ScriptedDraws]:
 
 
 def build(name: str, body: nn.Module, threat: ThreatModel | None = None, **settings: Any) -> AdversarialTraining:
-    """A method on a network; ``steps`` goes to the inner maximisation where the method leaves it open."""
+    """A method on ``body``, in an ensemble the first member; ``steps`` goes to its attack where it leaves them open."""
     steps = settings.pop("steps", None)
-    method = catalogue.get(name)(body, threat or ThreatModel("linf", EPSILON), **settings)
+    composed = catalogue.get(name).compose(lambda member: redrawn(body, member) if member else body, **settings)
+    method = catalogue.get(name)(composed, threat or ThreatModel("linf", EPSILON), **settings)
     if steps is not None and "inner" in inspect.signature(type(method)).parameters:
         method.inner = replace(method.inner, steps=steps)
     return method
+
+
+def redrawn(body: nn.Module, seed: int) -> nn.Module:
+    """The same network with other first weights."""
+    other = copy.deepcopy(body)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for layer in other.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.reset_parameters()
+    return other
 
 
 def trace(method: AdversarialTraining, batch: Any, step: int = 0):

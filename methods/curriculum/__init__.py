@@ -1,0 +1,1 @@
+"""Methods that begin with a weak adversary and let it grow with the network."""

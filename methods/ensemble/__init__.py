@@ -1,0 +1,1 @@
+"""Methods that train several networks and predict with all of them."""

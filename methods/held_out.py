@@ -1,0 +1,89 @@
+"""What every method does on held-out training images: the score by which the best epoch is chosen, and the alarm."""
+
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from attacks.modes import in_mode
+from attacks.threat import ThreatModel
+from methods.alarm import FGSM, PGD10, right_under_fgsm
+from methods.records import Batch
+from methods.selection import Score, held_out_right
+
+
+class HeldOut(pl.LightningModule):
+    """Attack held-out images after each epoch, on every device its share of them.
+
+    Attributes:
+        held_out_score: of the epoch, None where there was no validation. held_out_alarm: accuracies that the alarm for
+            catastrophic overfitting watches, of single-step methods.
+    """
+
+    faces_adversary: ClassVar[bool] = True  # natural training does not: neither in its loss nor in its selection
+    single_step: ClassVar[bool] = False  # trains on one-step attacks: watch it for catastrophic overfitting
+    threat: ThreatModel
+    seed: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held_out_score: Score | None = None
+        self.held_out_alarm: dict[str, float] = {}
+        self._held_out: list[Tensor] = []
+
+    def classifier(self) -> nn.Module:
+        """Give the network that is scored."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Attack held-out training images at the full radius of the threat."""
+        with torch.inference_mode(False):
+            x, y, index = (item.clone() for item in Batch.of(batch))
+            self._held_out.append(self.held_out_counts(Batch(x, y, index)))
+
+    def held_out_counts(self, batch: Batch) -> Tensor:
+        """Count, as int64, the images that are right under attack, right when clean, and all of them.
+
+        For a single-step method two counts more: right under FGSM, and under PGD-10 on the cross-entropy.
+        """
+        network, alarm = self.classifier(), []
+        with in_mode(network, "eval"):
+            if self.faces_adversary:
+                clean, pgd10, robust = held_out_right(network, *batch, self.threat, seed=self.seed)
+                if self.single_step:
+                    alarm = [right_under_fgsm(network, batch.x, batch.y, self.threat).sum(), pgd10.sum()]
+            else:
+                with torch.no_grad():
+                    clean = robust = network(batch.x).argmax(1) == batch.y
+        return torch.stack([robust.sum(), clean.sum(), torch.tensor(len(batch.y), device=clean.device), *alarm])
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's counts, and score the statistics of BatchNorm that will be saved."""
+        self._held_out.clear()
+        self._share_buffers()
+
+    def on_validation_epoch_end(self) -> None:
+        """Turn counts, summed over devices, into this epoch's score."""
+        kinds = 5 if self.single_step else 3
+        mine = torch.stack(self._held_out).sum(0) if self._held_out else torch.zeros(kinds, dtype=torch.int64)
+        counts = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum")
+        robust, clean, images, *alarm = (int(count) for count in counts)
+        self.held_out_score = Score(robust=robust / images, clean=clean / images)
+        self.held_out_alarm = {name: count / images for name, count in zip((FGSM, PGD10), alarm, strict=False)}
+        self.log_dict({"held_out_robust": robust / images, "held_out_clean": clean / images, **self.held_out_alarm})
+
+    # Several devices
+
+    def on_train_end(self) -> None:
+        """Leave every device with the same network."""
+        self._share_buffers()
+
+    def _share_buffers(self) -> None:
+        """Take the first device's buffers: each device's BatchNorm has seen its own part of the batches."""
+        if self._ranks() > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def _ranks(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
