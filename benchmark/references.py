@@ -24,7 +24,7 @@ def references(experiments: Sequence[Experiment], suite: Suite, data_root: Path 
             row = f"{reference.name or reference.method}@{one.labels}"
             own = {**(suite.methods.get(reference.method) or {}), **reference.settings}
             settings = resolve(reference.method, own, suite.inner_steps)
-            like = replace(suite, dataset=one.dataset)
+            like = replace(suite, dataset=one.dataset, network=one.network, own={})
             made = experiment(like, reference.method, settings, one.fold, one.seed, one.labels, row, data_root)
             found.setdefault((row, one.seed, one.fold), replace(made, reference=True))
     return [made for place, made in found.items() if place not in listed]

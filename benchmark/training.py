@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def train(
     taught: dict[str, Any] = {}
     if experiment.teacher is not None and hidden is not None and len(hidden.unlabelled):
         place = folder.parent / experiment.teacher.name
-        taught = label_hiding.teach(method, place, _trained(experiment.teacher, place, data_root, download))
+        taught = label_hiding.teach(method, place, _trained(experiment.teacher, place, devices, data_root, download))
     best, cost = KeepBest(), Cost()
     resume = folder / RESUME
     books = [SameWork(experiment), best, cost, History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]
@@ -92,9 +93,18 @@ def train(
     return _finish(experiment, folder, method, best, cost, data, taught)
 
 
-def _trained(teacher: Experiment, folder: Path, data_root: Path | None, download: bool) -> dict[str, Any]:
+def _trained(
+    teacher: Experiment, folder: Path, devices: Devices, data_root: Path | None, download: bool
+) -> dict[str, Any]:
+    """Give a teacher's card; a teacher that is missing is trained, unless several processes would do so at once."""
+    patience = 60 if devices.nodes > 1 else 0  # the first machine may be writing it
+    while not (folder / CARD).is_file() and patience:
+        time.sleep(1)
+        patience -= 1
     if (folder / CARD).is_file():
         return read_yaml(folder / CARD)
+    if devices.world > 1:
+        raise BadInput(f"the teacher {teacher.row} is not in {folder}: train it before its student, as atbench does")
     with locked(folder):
         return train(teacher, folder, data_root=data_root, download=download)
 

@@ -108,7 +108,8 @@ class ImageData(pl.LightningDataModule):
             rank=rank,
             ranks=ranks,
         )
-        data = PoolData(hidden.train.to(self._device), sampler, augments=self.augments)
+        flips = self.splits.description.flips
+        data = PoolData(hidden.train.to(self._device), sampler, augments=self.augments, flips=flips)
         return self._loader(data, sampler=sampler)
 
     def _epoch_moves(self, epoch: int) -> Moves:

@@ -93,8 +93,8 @@ class PoolData(Dataset[Batch]):
     An image that is drawn several times in an epoch is moved differently each time, hence by its place in the epoch.
     """
 
-    def __init__(self, images: Images, sampler: PoolSampler, *, augments: bool) -> None:
-        self.images, self.sampler, self.augments = images, sampler, augments
+    def __init__(self, images: Images, sampler: PoolSampler, *, augments: bool, flips: bool = True) -> None:
+        self.images, self.sampler, self.augments, self.flips = images, sampler, augments, flips
         self._moves: tuple[int, Moves] | None = None
 
     def __len__(self) -> int:
@@ -116,5 +116,6 @@ class PoolData(Dataset[Batch]):
         sampler = self.sampler
         if self._moves is None or self._moves[0] != sampler.epoch:
             slots, device = sampler.steps * sampler.batch_size, self.images.images.device
-            self._moves = sampler.epoch, draw_moves(slots, seed=sampler.seed, epoch=sampler.epoch, device=device)
+            moves = draw_moves(slots, seed=sampler.seed, epoch=sampler.epoch, flips=self.flips, device=device)
+            self._moves = sampler.epoch, moves
         return self._moves[1]

@@ -22,12 +22,24 @@ class RST(PseudoLabelled, TRADES):
     .. math:: CE(f(x), t) + \beta\, KL(p(x) \| p(x')), \quad x' = \arg\max_{\|x'-x\| \le \epsilon} KL(p(x) \| p(x'))
 
     with :math:`t` the true label or the pseudo-label, hard and fixed, without a threshold of confidence. Source: Carmon
-    et al., NeurIPS 2019, arXiv:1905.13736. Reading, from the authors' code: the weight of unlabelled images is their
-    share of the batch, not a factor of the loss; the forward on :math:`x'` comes BEFORE the one on :math:`x`; the start
-    is Gaussian noise of 0.001 at their epsilon of 0.031, here the same fraction of any epsilon.
+    et al., NeurIPS 2019, arXiv:1905.13736. Reading: as in the authors' code, the weight of unlabelled images is their
+    share of the batch, not a factor of the loss; the start is Gaussian noise of 0.001 at their epsilon of 0.031, here
+    the same fraction of any epsilon. In L2 the ascent is that of TRADES, for the authors have none.
 
     A batch says y = -1 where an image has no label; :meth:`learn_from` takes the pseudo-labels. A target that is still
     -1 is left out of the cross-entropy, a mean over the others, and kept in the divergence.
+
+    Steps: 1. Put the pseudo-label in the place of each label that is hidden. 2. Predict the images once, in eval mode,
+    without a graph, and from the noise climb the divergence from that prediction K times. 3. In train mode forward the
+    adversarial images first, then the clean ones. 4. Clean cross-entropy plus beta times the divergence; backward
+    through both predictions, optimizer step.
+
+    Warning: where labels are hidden from a small data set this is not the published situation, 500,000 extra images
+    beside 50,000 labels; its figures belong nowhere near such rows. Warning: the teacher's errors are learned, for no
+    confidence threshold helps, so look at its accuracy on the unlabelled images. Warning: few labels are seen often;
+    where the best checkpoint is well above the last, the network overfits to them.
+
+    History: without_target is the share of images in the batches that had neither label nor pseudo-label.
 
     Args:
         beta: weight of the divergence; 0 is cross-entropy on clean images and nothing else.
