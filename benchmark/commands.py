@@ -101,14 +101,15 @@ def train(
     suite = own_parts.with_methods(_load(suite_name, changes, dataset, network), [method])
     suite = dataclasses.replace(suite, seeds=[seed], dataset=_one_fold(suite))
     (experiment,) = plan(suite, data_root)
-    folder = checkpoints / experiment.name
-    places = Places(checkpoints, folder, data_root, download, devices, loggers)
+    places = Places(checkpoints, checkpoints, data_root, download, devices, loggers)
     devices.share(suite.recipe.batch_size)
     devices.check()
-    _test_images(suite, experiment.fold, places)
+    _test_images(suite, experiment.fold, places)  # before the name, which may depend on the labels of the data
+    folder = checkpoints / experiment.name
+    places = dataclasses.replace(places, report=folder)
     console = Console(stderr=True)
-    left = [one for one in with_teachers([experiment]) if not (checkpoints / one.name / CARD).is_file()]
-    tasks = [Task(one) for one in left if not (folder / CARD).is_file()]
+    left = [] if (folder / CARD).is_file() else with_teachers([experiment])
+    tasks = [Task(one) for one in left if not (checkpoints / one.name / CARD).is_file()]
     with Display(experiment.row, len(tasks), console) as display:
         outcomes = run_tasks(tasks, places, suite.evaluation, processes=1, watcher=display)
     for task, outcome in outcomes.items():

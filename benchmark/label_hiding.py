@@ -27,9 +27,7 @@ def label(network: nn.Module, hidden: HiddenLabels, folder: Path, rows: int) -> 
     Returns:
         for its card: the file's hash, the share of right labels, and what labelling cost.
     """
-    parts = [
-        hidden.train.take(positions) for positions in hidden.unlabelled.split(1000)
-    ]  # as pixels, all at once are many
+    parts = [hidden.train.take(some) for some in hidden.unlabelled.split(1000)]  # as pixels, all at once are many
     labels = torch.cat([predicted_labels(network, part.pixels()) for part in parts])
     index = hidden.train.index[hidden.unlabelled]
     return {

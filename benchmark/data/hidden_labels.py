@@ -11,7 +11,6 @@ from torch import Tensor
 
 from benchmark.data.images import Images
 from benchmark.errors import BadInput
-from benchmark.user_code import UserCode
 from methods.unlabelled import HIDDEN
 
 LabelChoice = Literal["stratified", "permutation", "file"]

@@ -115,7 +115,6 @@ COSTS = {
     "rst": (5, 4),
     "iaat": ((4 + 10 + 10) / 3, (3 + 7 + 7) / 3),  # a warm-up of one epoch
     "free_at": (1, 1),
-    "rst": (5, 4),
 }
 # Settings with which the passes do not depend on the images, and fill the epochs.
 EXACT = {"fat": {"tau": 2}, "free_at": {"replays": 3}}
