@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark.report.measure import RUN, cells_of, groups
+from benchmark.report.remarks import data_note, remarks
 from benchmark.results.alarms import of_checkpoint
 from benchmark.results.cards import Cards, Suite
 from benchmark.results.statistics import holm, paired_difference, rank_intervals, verdict
@@ -20,7 +21,7 @@ LEADERBOARD = [
     *("seeds", "images", "trials", "members", "parameters", "passes", "forward_passes", "backward_passes"),
     *("selection_passes", "seconds", "device_hours", "peak_memory_mib", "engine", "catastrophic_overfitting", "alarm"),
     *("status", "status_note"),
-    *("labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes", "reference", "data_note"),
+    *("labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes", "reference", "data_note", "remarks"),
 ]
 COSTS = [
     *("method", "seed", "fold", "devices", "device_name", "forward_passes", "backward_passes", "selection_passes"),
@@ -84,7 +85,7 @@ def leaderboard(
     numbers = ["epsilon", *_MEASURED, "seeds", "images", "trials", "members", "parameters", "seconds"]
     numbers += ["catastrophic_overfitting", "labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes"]
     table = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
-    words = ["category", "network", "checkpoint", "engine", "alarm", "status_note", "data_note"]
+    words = ["category", "network", "checkpoint", "engine", "alarm", "status_note", "data_note", "remarks"]
     table = table.assign(**{name: table[name].astype(object).fillna("") for name in words})
     return _sorted(_ranked(table, verdicts), suite)
 
@@ -189,23 +190,9 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
         "pseudo_label_accuracy": mean["pseudo_label_accuracy"],
         "teacher_passes": mean["teacher_forward_passes"] + mean["teacher_backward_passes"],
         "reference": bool(first.reference),
-        "data_note": _data_note(cards, mean["pseudo_label_accuracy"]),
+        "data_note": data_note(cards, mean["pseudo_label_accuracy"]),
+        "remarks": remarks(cards),
     }
-
-
-def _data_note(cards: pd.DataFrame, accuracy: float) -> str:
-    """Say on a row what it learned from, and how good its teacher was; empty where it saw every label."""
-    first = cards.iloc[0]
-    if not first.data_note:
-        return ""
-    parts = [first.data_note, f"N = {first.labels:.0f} labels"]
-    if not pd.isna(first.validation_labels):
-        parts[-1] += f", and V = {first.validation_labels:.0f} more that choose the best checkpoint"
-    if not pd.isna(accuracy):
-        parts.append(f"its teacher is right on {100 * accuracy:.1f}% of the unlabelled images")
-    if cards.teacher_limited.fillna(False).any():
-        parts.append("teacher-limited")
-    return "; ".join(parts)
 
 
 def _accuracies(figures: pd.DataFrame) -> dict[str, object]:

@@ -59,7 +59,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "device-hours": lambda line: _number(line["device_hours"], ".3g"),
             "memory (MiB)": lambda line: _whole(line["peak_memory_mib"]),
             "engine": lambda line: line["engine"],
-            "remark": lambda line: "; ".join(filter(None, [line["status_note"], line["data_note"]])),
+            "remark": lambda line: "; ".join(filter(None, map(line.get, ("status_note", "data_note", "remarks")))),
         },
     )
 

@@ -40,6 +40,7 @@ _OPTIONAL = {  # key of a card: what stands in for it where a run did not get so
     "validation_labels": None,
     "reference": False,
     "data_note": "",
+    "remarks": None,
     "pseudo_label_accuracy": None,
     "teacher_limited": False,
     "teacher_held_out_clean": None,

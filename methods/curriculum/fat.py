@@ -121,6 +121,11 @@ class FAT(AdversarialTraining):
         self.note("took_no_step", (steps == 0).to(steps))
         return friendly
 
+    def remarks(self) -> dict[str, float]:
+        """Give the last epoch's steps per image and its share of images that took none."""
+        last = self.history[-1] if self.history else {}
+        return {name: last[name] for name in ("bp_average", "took_no_step") if name in last}
+
     def present_tau(self) -> int:
         """Give the tau of this epoch; without a trainer the last of the schedule."""
         if self.tau is not None:

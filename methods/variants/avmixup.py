@@ -41,6 +41,7 @@ class AVMixup(AdversarialTraining):
         alpha: of the Beta distribution; 1 is uniform.
 
     History: ``largest_radius``, gamma epsilon, up to which images are trained on.
+
     """
 
     card = Card(key="avmixup", category="variant", citation="lee2020adversarial")
@@ -79,6 +80,10 @@ class AVMixup(AdversarialTraining):
         x, threat = batch.x, self.present_threat()
         vertex = (x + self.gamma * (super().perturb(batch, objective) - x)).clamp(threat.low, threat.high)
         return (weight * x + (1 - weight) * vertex).clamp(threat.low, threat.high)  # rounding may step over a bound
+
+    def remarks(self) -> dict[str, float]:
+        """Give the largest radius up to which images are trained on, gamma epsilon."""
+        return {"largest_radius": self.gamma * self.threat.epsilon}
 
     def mixed_labels(self, y: Tensor, weight: Tensor, like: Tensor) -> Tensor:
         """Give the label distributions ``(n, k)``, mixed by the images' own ``weight``, for logits ``like`` them."""

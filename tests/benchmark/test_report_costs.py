@@ -137,3 +137,16 @@ def test_an_early_stop_that_went_back_before_the_collapse_leaves_a_sound_row(tmp
     assert summary.leaderboard.catastrophic_overfitting.isna().all()
     assert "alarm" not in readable_leaderboard(summary)
     assert "catastrophic overfitting in epoch 2" in page(summary, {}, [])  # that it happened is told
+
+
+def test_what_a_method_says_of_its_own_training_stands_beside_its_row(tmp_path):
+    make_report(tmp_path, {"pgd_at": 0.28}, attacked=FEW, images=20)
+    for seed, largest in ((0, 0.2), (1, 0.4)):
+        experiment = write_card(tmp_path, "iaat", seed=seed, remarks={"radius_mean": 0.1, "radius_max": largest})
+        write_evidence(tmp_path, experiment, radii(0.2, 20, seed), **FEW)
+    build(tmp_path)
+    told = table(tmp_path, "leaderboard").fillna("").set_index("method").remarks
+    assert set(told.loc[["iaat"]]) == {"radius max 0.3, radius mean 0.1"}  # YAML has sorted them
+    assert set(told.loc[["pgd_at"]]) == {""}
+    shown = readable_leaderboard(summarise(tmp_path)).set_index("method").remark
+    assert "radius max 0.3" in str(shown.loc["iaat"])

@@ -201,6 +201,7 @@ def test_the_vertex_follows_a_ramp_of_epsilon_and_history_tells_the_largest_radi
     ours = method(steps=1, recipe=Recipe(epsilon_ramp=0.5))
     trainer(4).fit(ours, loader(batch_size=24))
     assert [line["largest_radius"] for line in ours.history] == pytest.approx([EPSILON, *[2 * EPSILON] * 3])
+    assert ours.remarks() == {"largest_radius": pytest.approx(2 * EPSILON)}
 
 
 def test_perturb_without_a_weight_gives_the_vertex():
