@@ -78,8 +78,8 @@ def run(
     """Perform all ``tasks``, at most ``processes`` at a time; a failed one does not stop the others.
 
     Attacks wait for their experiment's training; where that failed they are not begun. A student waits for its teacher,
-    and fails with it. Attacks go before further trainings, and the later trainings of a suite before the first, natural
-    one, so that little is left over at the end.
+    and fails with it. AutoAttack goes before further trainings, the later trainings of a suite before the first,
+    natural one, and the cheap attacks last: they are small, and fill all processes to the end.
 
     Returns:
         each task begun, and each student that could not be, in the order of ending, with its outcome.
@@ -140,9 +140,9 @@ def _untaught(waiting: Sequence[Task], failed: dict[str, Outcome]) -> list[Task]
     return found
 
 
-def _dearest_first(tasks: Sequence[Task]) -> Callable[[Task], tuple[bool, bool, int]]:
+def _dearest_first(tasks: Sequence[Task]) -> Callable[[Task], tuple[int, int]]:
     order = {task: place for place, task in enumerate(tasks)}
-    return lambda task: (not task.attacks, "autoattack" not in task.attacks, -order[task])
+    return lambda task: (0 if "autoattack" in task.attacks else 2 if task.attacks else 1, -order[task])
 
 
 def _start(context: Any, task: Task, places: Places, settings: Evaluation, slots: list[int], gpus: int) -> _Running:

@@ -69,7 +69,7 @@ def outcomes(ended):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_attacks_wait_for_their_training_and_go_before_further_trainings(processes, tmp_path):
+def test_attacks_wait_for_their_training_and_cheap_ones_go_last(processes, tmp_path):
     tasks, settings = tasks_of({"natural": None, "fast_at": None})
     places, notes = Places(tmp_path / "checkpoints", tmp_path / "report"), Notes()
     ended = run(tasks, places, settings, processes=processes, watcher=notes)
@@ -80,8 +80,8 @@ def test_attacks_wait_for_their_training_and_go_before_further_trainings(process
     if processes == 1:  # the last method of a suite first: natural training is short and fills the end
         assert [line[1:] for line in notes.lines if line[0] == "started"] == [
             ("fast_at", False),
-            ("fast_at", True),
             ("natural", False),
+            ("fast_at", True),
             ("natural", True),
         ]
     verdicts = read(tmp_path / "report")
