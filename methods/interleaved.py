@@ -38,7 +38,10 @@ class Interleaved(AdversarialTraining):
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         optimizer.zero_grad()  # type: ignore[union-attr] # there is one
         self.manual_backward(loss)
-        self.configure_gradient_clipping(optimizer)
         optimizer.step()  # type: ignore[union-attr]
         schedule.step()  # type: ignore[union-attr]
         self.average_weights()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Limit the gradient as the recipe says; by now mixed precision has scaled it back."""
+        self.configure_gradient_clipping(optimizer)

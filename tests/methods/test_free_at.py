@@ -259,6 +259,16 @@ def test_another_batch_size_after_a_resumption_is_refused_unless_asked_for(tmp_p
     trainer(2).fit(asked, loader(24, batch_size=6, indexed=True), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
 
 
+@pytest.mark.parametrize("limit", [0.01, 1e9])
+def test_the_gradient_of_every_update_is_no_longer_than_the_recipe_allows(limit):
+    recipe = Recipe(1, gradient_clip=limit, learning_rate=1.0, schedule="constant", momentum=0.0, weight_decay=0.0)
+    method = build("free_at", network(), replays=1, recipe=recipe)
+    before = nn.utils.parameters_to_vector(method.network.parameters()).detach().clone()
+    trainer(1, limit_train_batches=1).fit(method, loader())
+    moved = (nn.utils.parameters_to_vector(method.network.parameters()) - before).norm().item()
+    assert moved == pytest.approx(0.01, rel=1e-3) if limit == 0.01 else moved > 0.1
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [({"replays": 0}, "replays is 1 or more, but found 0"), ({"form": "other"}, "form is official or boxed")],
