@@ -153,7 +153,10 @@ def test_one_training_step_repeats_the_authors_code(case):
     assert trace.loss.item() == pytest.approx(expected["loss"], rel=1e-7)
     assert gradient_norm(case.network) == pytest.approx(expected["grad_norm"], rel=1e-7)
     torch.testing.assert_close(
-        first_layer_gradient(case.network), torch.tensor(expected["grad_first_layer"]).double(), rtol=1e-7, atol=1e-9
+        first_layer_gradient(case.network),
+        torch.tensor(expected["grad_first_layer"], dtype=torch.float64),
+        rtol=1e-7,
+        atol=1e-9,
     )
     if "first_bn_running_mean_after" in expected:
         torch.testing.assert_close(

@@ -74,7 +74,7 @@ def test_an_attack_in_eval_mode_with_given_radii_and_steps_repeats_the_authors()
     assert gradient_norm(case.network) == pytest.approx(case.expected["grad_norm"], rel=1e-7)
     torch.testing.assert_close(
         first_layer_gradient(case.network),
-        torch.tensor(case.expected["grad_first_layer"]).double(),
+        torch.tensor(case.expected["grad_first_layer"], dtype=torch.float64),
         rtol=1e-7,
         atol=1e-9,
     )
