@@ -58,11 +58,12 @@ def run(
     whole = _load(suite_name, changes, dataset, network)
     suite = own_parts.with_methods(whole, methods, own, against)
     suite = suite if seeds is None else dataclasses.replace(suite, seeds=list(seeds))
+    report = output or Path("reports") / escaped(suite.name)
+    places = Places(checkpoints, report, data_root, download, devices, loggers)
+    _fetch(suite, places)
     experiments = plan(suite, data_root)
     experiments += references(experiments, whole, data_root)
     list(jobs(suite.evaluation, ranked=True))  # so that a misspelled attack is told before anything is written
-    report = output or Path("reports") / escaped(suite.name)
-    places = Places(checkpoints, report, data_root, download, devices, loggers)
     tests = {fold: _test_images(suite, fold, places) for fold in suite.dataset.folds}
     _check_names(experiments)
     devices.share(suite.recipe.batch_size)
@@ -100,8 +101,9 @@ def train(
     check_loggers(loggers)
     suite = own_parts.with_methods(_load(suite_name, changes, dataset, network), [method])
     suite = dataclasses.replace(suite, seeds=[seed], dataset=_one_fold(suite))
-    (experiment,) = plan(suite, data_root)
     places = Places(checkpoints, checkpoints, data_root, download, devices, loggers)
+    _fetch(suite, places)
+    (experiment,) = plan(suite, data_root)
     devices.share(suite.recipe.batch_size)
     devices.check()
     _test_images(suite, experiment.fold, places)  # before the name, which may depend on the labels of the data
@@ -151,6 +153,12 @@ def _check_names(experiments: Sequence[Experiment]) -> None:
     """Name them all, so that labels which cannot be chosen are told before anything is written."""
     for experiment in experiments:
         _ = experiment.name
+
+
+def _fetch(suite: Suite, places: Places) -> None:
+    """Download the data set where that was asked for: a plan with hidden labels looks at those of its images."""
+    if places.download:
+        _test_images(suite, suite.dataset.folds[0], places)
 
 
 def _test_images(suite: Suite, fold: int, places: Places) -> int:

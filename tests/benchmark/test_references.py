@@ -327,3 +327,16 @@ def test_the_interval_of_a_difference_is_that_of_resampled_images():
     assert (found.low, found.high) == pytest.approx((found.estimate - half, found.estimate + half), abs=0.01)
     nothing = difference_interval(np.full((1, 3), np.nan), np.zeros((1, 3)))
     assert np.isnan([nothing.estimate, nothing.low, nothing.high]).all()
+
+
+def test_a_data_set_that_is_to_be_downloaded_is_there_before_its_labels_are_looked_at(atbench, monkeypatch, capsys):
+    asked = []
+
+    def load(name, root, *, download=False, **_):
+        asked.append(download)
+        raise BadInput(f"{name} could not be downloaded")
+
+    monkeypatch.setattr("benchmark.commands.load_data", load)
+    assert atbench("run", "digits-common", "--dataset", "mnist", "--methods", "rst", "--download") == 2
+    assert asked == [True]
+    assert "mnist could not be downloaded" in capsys.readouterr().err
