@@ -145,7 +145,7 @@ def test_what_a_method_says_of_its_own_training_stands_beside_its_row(tmp_path):
         experiment = write_card(tmp_path, "iaat", seed=seed, remarks={"radius_mean": 0.1, "radius_max": largest})
         write_evidence(tmp_path, experiment, radii(0.2, 20, seed), **FEW)
     build(tmp_path)
-    told = table(tmp_path, "leaderboard").fillna("").set_index("method").remarks
+    told = table(tmp_path, "leaderboard").set_index("method").remarks.fillna("")
     assert set(told.loc[["iaat"]]) == {"radius max 0.3, radius mean 0.1"}  # YAML has sorted them
     assert set(told.loc[["pgd_at"]]) == {""}
     shown = readable_leaderboard(summarise(tmp_path)).set_index("method").remark
