@@ -122,9 +122,9 @@ class FAT(AdversarialTraining):
         return friendly
 
     def remarks(self) -> dict[str, float]:
-        """Give the last epoch's steps per image and its share of images that took none."""
-        last = self.history[-1] if self.history else {}
-        return {name: last[name] for name in ("bp_average", "took_no_step") if name in last}
+        """Give the whole training's steps per image, and its share of images that took none; epochs count alike."""
+        noted = {name: [line[name] for line in self.history if name in line] for name in ("bp_average", "took_no_step")}
+        return {name: sum(values) / len(values) for name, values in noted.items() if values}
 
     def present_tau(self) -> int:
         """Give the tau of this epoch; without a trainer the last of the schedule."""

@@ -388,3 +388,10 @@ def test_under_mixed_precision_images_stop_as_well():
 def test_a_silly_setting_is_refused(changed, sentence):
     with pytest.raises(BadInput, match=sentence):
         FAT(network(), THREAT, **changed)
+
+
+def test_the_row_tells_the_steps_per_image_of_the_whole_training():
+    ours = method(tau=0)
+    assert ours.remarks() == {}
+    ours.history = [{"bp_average": 1.0, "took_no_step": 0.5}, {"bp_average": 4.0, "took_no_step": 0.1}]
+    assert ours.remarks() == pytest.approx({"bp_average": 2.5, "took_no_step": 0.3})
