@@ -92,7 +92,7 @@ sys.exit(commands.run(
 
 
 def test_two_machines_train_one_experiment_and_the_first_one_reports(tmp_path):
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "OMP_NUM_THREADS": "1"}
+    environment = Devices().meeting_place() | {"OMP_NUM_THREADS": "1"}  # a port that is free
     nodes = [
         subprocess.Popen(
             [sys.executable, "-c", NODE],
