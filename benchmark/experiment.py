@@ -163,8 +163,8 @@ def plan(suite: Suite, data_root: Path | None = None) -> list[Experiment]:
     The references of semi-supervised methods, which a suite need not name, are ``benchmark.references.references``.
 
     Raises:
-        BadInput: for an unknown method, data set or network, a setting that a method does not have, or a method that
-            learns from unlabelled images where the suite does not say how many keep their label.
+        BadInput: for an unknown method, data set or network, a setting that a method does not have, or a user's file
+            with a mistake.
     """
     suite, experiments = own_parts.take_up(suite), []
     data = description(suite.dataset)

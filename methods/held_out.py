@@ -10,7 +10,7 @@ from attacks.modes import in_mode
 from attacks.threat import ThreatModel
 from methods.alarm import FGSM, PGD10, right_under_fgsm
 from methods.records import Batch
-from methods.selection import Score, held_out_right
+from methods.selection import Score, held_out_verdicts
 
 
 class HeldOut(pl.LightningModule):
@@ -50,7 +50,7 @@ class HeldOut(pl.LightningModule):
         network, alarm = self.classifier(), []
         with in_mode(network, "eval"):
             if self.faces_adversary:
-                clean, pgd10, robust = held_out_right(network, *batch, self.threat, seed=self.seed)
+                clean, pgd10, robust = held_out_verdicts(network, *batch, self.threat, seed=self.seed)
                 if self.single_step:
                     alarm = [right_under_fgsm(network, batch.x, batch.y, self.threat).sum(), pgd10.sum()]
             else:

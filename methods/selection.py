@@ -55,7 +55,7 @@ class Right(NamedTuple):
     robust: Tensor
 
 
-def held_out_right(
+def held_out_verdicts(
     network: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, *, seed: int, steps: int = 10
 ) -> Right:
     """Attack held-out images ``x`` ``(n, c, h, w)`` twice and tell which are right.
@@ -76,14 +76,6 @@ def held_out_right(
         with torch.no_grad():
             right[name] = network(attacked).argmax(1) == y
     return Right(clean, right["ce"], clean & right["ce"] & right["margin"])
-
-
-def held_out_verdicts(
-    network: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, *, seed: int, steps: int = 10
-) -> tuple[Tensor, Tensor]:
-    """Give the masks ``clean`` and ``robust`` of :func:`held_out_right`, by which the best epoch is chosen."""
-    right = held_out_right(network, x, y, index, threat, seed=seed, steps=steps)
-    return right.clean, right.robust
 
 
 class KeepBest(pl.Callback):

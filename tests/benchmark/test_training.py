@@ -221,7 +221,7 @@ def test_the_best_weights_have_the_score_that_the_card_gives_them(name, tmp_path
                 clean = robust = network(x).argmax(1) == y
         else:
             with in_mode(network, "eval"):
-                clean, robust = held_out_verdicts(network, x, y, held_out.index, of.threat, seed=of.seed)
+                clean, _, robust = held_out_verdicts(network, x, y, held_out.index, of.threat, seed=of.seed)
         assert robust.sum().item() / len(y) == kept["held_out_robust"]
         line = card["history"][kept["epoch"]]
         assert (robust.sum().item() / len(y), clean.sum().item() / len(y)) == (

@@ -14,7 +14,7 @@ from methods.alarm import FGSM, PGD10, catastrophic_overfitting, label_leaking, 
 from methods.base import AdversarialTraining, Batch, Card
 from methods.origins.pgd_at import PGDAT
 from methods.recipe import Recipe
-from methods.selection import held_out_right, held_out_verdicts
+from methods.selection import held_out_verdicts
 from tests.methods.tools import images, network
 
 EPSILON = 0.1
@@ -81,7 +81,7 @@ def test_fgsm_sees_nothing_of_a_network_that_falls_to_pgd():
     overfitted.overfitted = True
     threat = ThreatModel("linf", EPSILON)
     assert right_under_fgsm(overfitted, x, y, threat).all()
-    right = held_out_right(overfitted, x, y, index, threat, seed=0)
+    right = held_out_verdicts(overfitted, x, y, index, threat, seed=0)
     assert right.clean.all()
     assert right.pgd.float().mean() < 0.1
 
@@ -128,7 +128,7 @@ def test_the_alarm_costs_an_fgsm_and_shares_pgd_with_the_selection():
     with counting(pgd_at.network) as plain:
         assert pgd_at.held_out_counts(batch).tolist() == selection
     assert (watched.forward - plain.forward, watched.backward - plain.backward) == (2 * 6, 6)
-    clean, robust = held_out_verdicts(fast_at.network.eval(), *batch, fast_at.threat, seed=0)
+    clean, _, robust = held_out_verdicts(fast_at.network.eval(), *batch, fast_at.threat, seed=0)
     assert [robust.sum(), clean.sum(), 6] == selection
     assert 0 <= robust.sum() <= pgd10 <= 6
     assert 0 <= fgsm <= 6

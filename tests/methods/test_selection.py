@@ -78,12 +78,12 @@ def test_the_held_out_attack_depends_on_the_image_and_its_number_alone(norm):
     x, y = images(24)
     index = torch.arange(24) + 100
     state = torch.get_rng_state()
-    clean, robust = held_out_verdicts(body, x, y, index, threat, seed=1)
+    clean, _, robust = held_out_verdicts(body, x, y, index, threat, seed=1)
     pieces = [
         held_out_verdicts(body, x[part], y[part], index[part], threat, seed=1) for part in torch.arange(24).split(7)
     ]
-    assert torch.equal(torch.cat([piece[0] for piece in pieces]), clean)
-    assert torch.equal(torch.cat([piece[1] for piece in pieces]), robust)
+    assert torch.equal(torch.cat([piece.clean for piece in pieces]), clean)
+    assert torch.equal(torch.cat([piece.robust for piece in pieces]), robust)
     assert torch.equal(torch.get_rng_state(), state)
     assert not (robust & ~clean).any()
 
@@ -108,6 +108,6 @@ def test_the_held_out_attack_is_the_worse_of_two():
     y, threat = torch.zeros(4, dtype=torch.long), ThreatModel("linf", 0.2)
     by_cross_entropy = pgd(Saturated(), x, cross_entropy_with(y), threat, start=x, steps=10, step_size=0.05)
     assert torch.equal(by_cross_entropy, x)
-    clean, robust = held_out_verdicts(Saturated(), x, y, torch.arange(4), threat, seed=0)
+    clean, _, robust = held_out_verdicts(Saturated(), x, y, torch.arange(4), threat, seed=0)
     assert clean.all()
     assert not robust.any()
