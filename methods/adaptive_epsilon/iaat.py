@@ -58,6 +58,11 @@ class IAAT(AdversarialTraining):
         largest: str | float | None = None,
         **common: Any,
     ) -> None:
+        if (inner.start, inner.scale, inner.boxed) != ("uniform", "epsilon", False):
+            raise BadInput(
+                "iaat starts each image uniformly in its own ball: leave inner.start uniform, inner.scale epsilon and "
+                f"inner.boxed false, but found {inner.start}, {inner.scale} and {str(inner.boxed).lower()}"
+            )
         super().__init__(network, threat, inner=inner, **common)
         if beta is not None and not 0 <= beta <= 1:
             raise BadInput(f"beta lies between 0 and 1, but found {beta}")

@@ -231,6 +231,13 @@ def test_the_row_tells_with_which_radii_the_network_was_trained():
     assert told == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("changed", [{"start": "none"}, {"scale": 0.01}, {"boxed": True}])
+def test_a_start_of_another_kind_is_refused_and_not_ignored(changed):
+    inner = Inner(**({"start": "uniform", "boxed": False, "mode": "train"} | changed))
+    with pytest.raises(BadInput, match="iaat starts each image uniformly in its own ball"):
+        build("iaat", network(), inner=inner)
+
+
 def test_a_beta_outside_its_range_is_refused():
     with pytest.raises(BadInput, match="beta lies between 0 and 1, but found"):
         build("iaat", network(), beta=1.5)
