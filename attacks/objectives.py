@@ -27,6 +27,29 @@ def margin_with(y: Tensor) -> Objective:
     return lambda logits: margin(logits, y)
 
 
+def towards(target: Tensor) -> Objective:
+    """Climb towards the classes ``target`` ``(n,)``: minus their cross-entropy, a targeted attack."""
+    return lambda logits: -F.cross_entropy(logits, _plain(target), reduction="none")
+
+
+def towards_least_likely(logits: Tensor) -> Tensor:
+    """Climb towards the class that ``logits`` themselves hold for the least likely, for attacks of one step.
+
+    Source: Kurakin et al., ICLR 2017, arXiv:1611.01236, "step l.l.". Over several steps the class would change on the
+    way: choose it once, and climb :func:`towards` it.
+    """
+    return towards(logits.detach().argmin(1))(logits)
+
+
+def away_from_prediction(logits: Tensor) -> Tensor:
+    """Climb the cross-entropy of the class that ``logits`` themselves predict, so that no label leaks; of one step.
+
+    Classes that tie for the highest logit share the prediction, as in CleverHans.
+    """
+    highest = (logits == logits.amax(1, keepdim=True)).to(logits).detach()
+    return -(highest / highest.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1)
+
+
 def dlr_with(y: Tensor) -> Objective:
     r"""Climb the difference of logits ratio, free of shift and scale.
 

@@ -153,9 +153,16 @@ class AdversarialTraining(HeldOut):
         """Count the optimizer steps of the whole training; infinite where the trainer has no end."""
         return self.trainer.estimated_stepping_batches
 
-    def remarks(self) -> dict[str, float]:
-        """Give what a reader should see beside this method's row, such as the radii it trained with; nothing else."""
+    def remarks(self) -> dict[str, float | str]:
+        """Give what a reader should see beside this method's row: numbers by name, and marks as words; nothing else.
+
+        Such as the radii it trained with, or ``{"mark": "curriculum not completed"}``.
+        """
         return {}
+
+    def noted(self, name: str) -> list[float]:
+        """List what :meth:`note` remembered under ``name``, epoch by epoch."""
+        return [line[name] for line in self.history if name in line]
 
     def note(self, name: str, value: Tensor) -> None:
         """Remember a number of this step; the mean over the epoch goes into :attr:`history`."""

@@ -32,6 +32,11 @@ class HeldOut(pl.LightningModule):
         self.held_out_alarm: dict[str, float] = {}
         self._held_out: list[Tensor] = []
 
+    @property
+    def settled(self) -> bool:
+        """Whether the present weights may be kept as the best; not so while what is trained is another network."""
+        return True
+
     def classifier(self) -> nn.Module:
         """Give the network that is scored."""
         raise NotImplementedError

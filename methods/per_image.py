@@ -48,6 +48,15 @@ class PerImage:
         """Give the values of the images that were ever written, in the order of their indices."""
         return self.table[self.known]
 
+    def spread(self, name: str) -> dict[str, float]:
+        """Give mean, 10th and 90th percentile and maximum of :meth:`written`, as ``name_mean`` and so on, for a row."""
+        values = self.written().double()
+        if len(values) == 0:
+            return {}
+        low, high = values.quantile(values.new_tensor([0.1, 0.9])).tolist()
+        found = {"mean": values.mean().item(), "p10": low, "p90": high, "max": values.max().item()}
+        return {f"{name}_{what}": value for what, value in found.items()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Give what a checkpoint needs."""
         return {"table": self.table, "known": self.known}

@@ -26,12 +26,20 @@ class Card:
 
     ``comparison`` is the letter of protocol.md: A one network, labelled data, fixed epsilon; B changed network; C
     ensembles; D other data; E unions of norms; F rejection.
+
+    Args:
+        reconstruction: built from a paper whose code is not public and whose formulas could not be checked; every table
+            says so beside its name.
+        broken: what AutoAttack, or a strong attack before it, is known to leave, as one short sentence with the figure,
+            its setting and whose it is; empty where the method holds or nothing is known.
     """
 
     key: str
     category: Category
     citation: str
     comparison: Literal["A", "B", "C", "D", "E", "F"] = "A"
+    reconstruction: bool = False
+    broken: str = ""
 
 
 class Batch(NamedTuple):

@@ -97,7 +97,7 @@ class KeepBest(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Compare this epoch with the best one; at the epoch's end the module has yet to make its score."""
-        score = pl_module.held_out_score
+        score = pl_module.held_out_score if pl_module.settled else None
         if trainer.sanity_checking or score is None or not beats(score, self.score, self.ties):
             return
         self.score, self.epoch = score, trainer.current_epoch

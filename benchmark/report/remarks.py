@@ -4,9 +4,17 @@ import pandas as pd
 
 
 def remarks(cards: pd.DataFrame) -> str:
-    """Put what the method itself tells (``AdversarialTraining.remarks``) into one line, the mean over its runs."""
-    told = pd.DataFrame([card or {} for card in cards.remarks])
-    return ", ".join(f"{str(name).replace('_', ' ')} {told[name].mean():.3g}" for name in told)
+    """Put what the method itself tells (``AdversarialTraining.remarks``) into one line, the mean over its runs.
+
+    Marks are words: each is told once, with how many of the runs have it where that is not all of them.
+    """
+    told = [card or {} for card in cards.remarks]
+    numbers = pd.DataFrame([{name: value for name, value in one.items() if not isinstance(value, str)} for one in told])
+    marks = [value for one in told for value in one.values() if isinstance(value, str)]
+    counts = {mark: marks.count(mark) for mark in dict.fromkeys(marks)}
+    said = [mark if count == len(told) else f"{mark} ({count} of {len(told)} runs)" for mark, count in counts.items()]
+    said += [f"{str(name).replace('_', ' ')} {numbers[name].mean():.3g}" for name in numbers]
+    return ", ".join(said)
 
 
 def data_note(cards: pd.DataFrame, accuracy: float) -> str:

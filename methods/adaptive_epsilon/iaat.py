@@ -109,16 +109,6 @@ class IAAT(AdversarialTraining):
         with torch.no_grad(), self.inner.conditions(self.network, images):
             return self(images).argmax(1) == batch.y
 
-    def remarks(self) -> dict[str, float]:
+    def remarks(self) -> dict[str, float | str]:
         """Give mean, 10th and 90th percentile and maximum of the training images' radii."""
-        radii = self.radii.written()
-        if len(radii) == 0:
-            return {}
-        ends = torch.tensor([0.1, 0.9], dtype=radii.dtype, device=radii.device)
-        low, high = radii.quantile(ends).tolist()
-        return {
-            "radius_mean": radii.mean().item(),
-            "radius_p10": low,
-            "radius_p90": high,
-            "radius_max": radii.max().item(),
-        }
+        return {**self.radii.spread("radius")}

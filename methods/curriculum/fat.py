@@ -121,9 +121,9 @@ class FAT(AdversarialTraining):
         self.note("took_no_step", (steps == 0).to(steps))
         return friendly
 
-    def remarks(self) -> dict[str, float]:
+    def remarks(self) -> dict[str, float | str]:
         """Give the whole training's steps per image, and its share of images that took none; epochs count alike."""
-        noted = {name: [line[name] for line in self.history if name in line] for name in ("bp_average", "took_no_step")}
+        noted = {name: self.noted(name) for name in ("bp_average", "took_no_step")}
         return {name: sum(values) / len(values) for name, values in noted.items() if values}
 
     def present_tau(self) -> int:

@@ -94,7 +94,7 @@ class FreeAT(Interleaved):
             seen = clip(seen, self.threat.low, self.threat.high)
         return StepTrace(seen.detach(), self.classification_loss(self(seen), batch.y))
 
-    def remarks(self) -> dict[str, float]:
+    def remarks(self) -> dict[str, float | str]:
         """Give how many ends of a data pass the best checkpoint was chosen from, fewer than other methods have."""
         return {"candidates_for_best": len(self.history)}
 

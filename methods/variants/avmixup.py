@@ -81,7 +81,7 @@ class AVMixup(AdversarialTraining):
         vertex = (x + self.gamma * (super().perturb(batch, objective) - x)).clamp(threat.low, threat.high)
         return (weight * x + (1 - weight) * vertex).clamp(threat.low, threat.high)  # rounding may step over a bound
 
-    def remarks(self) -> dict[str, float]:
+    def remarks(self) -> dict[str, float | str]:
         """Give the largest radius up to which images are trained on, gamma epsilon."""
         return {"largest_radius": self.gamma * self.threat.epsilon}
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks import BadInput, cross_entropy_with, dlr_with, kl_divergence, kl_from, margin, margin_with
+from attacks.objectives import away_from_prediction, towards, towards_least_likely
 
 seeds = st.integers(0, 2**31)
 
@@ -126,3 +127,11 @@ def test_objectives_give_one_value_per_image_that_the_others_do_not_touch(make):
     changed = z.clone()
     changed[0] += torch.arange(5)
     assert torch.equal(make(y)(changed)[1:], value[1:])
+
+
+def test_targets_that_logits_choose_themselves():
+    logits = torch.tensor([[2.0, 0.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
+    losses = -logits.log_softmax(1)
+    torch.testing.assert_close(towards(torch.tensor([2, 0]))(logits), -losses[[0, 1], [2, 0]])
+    torch.testing.assert_close(towards_least_likely(logits), -losses[[0, 1], [1, 2]])
+    torch.testing.assert_close(away_from_prediction(logits), torch.stack([losses[0, 0], losses[1, :2].mean()]))

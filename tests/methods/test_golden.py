@@ -1,5 +1,8 @@
 """Every method repeats its authors' loss, images and gradients on the toy network, in float64."""
 
+import importlib
+import pkgutil
+
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from methods import catalogue
 from methods.inner import Inner
 from methods.recipe import Recipe
 from tests.golden import Case, assert_images, cases, first_layer_gradient, gradient_norm
+from tests.methods import from_golden
 
 
 def pgd_at(case: Case):
@@ -124,15 +128,25 @@ BUILDERS = {
     "iaat": iaat,
     "rst": rst,
 }
+MODULES = {
+    found.name: importlib.import_module(f"tests.methods.from_golden.{found.name}")
+    for found in pkgutil.iter_modules(from_golden.__path__)
+}
+BUILDERS |= {name: module.build for name, module in MODULES.items()}
+SKIPPED = {"attack_only_eval"}  # of iaat: it has a test of its own
 CASES = [
-    case for method in BUILDERS for case in cases(method, "training_step") if case.name != "attack_only_eval"
-]  # of iaat: it has a test of its own
+    case
+    for method in BUILDERS
+    for case in cases(method, "training_step")
+    if case.name not in SKIPPED | set(getattr(MODULES.get(method), "SKIPPED", ()))
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.method}-{case.name}")
 def test_one_training_step_repeats_the_authors_code(case):
     method = BUILDERS[case.method](case).double()
-    method.draws = case.draws
+    module = MODULES.get(case.method)
+    method.draws = module.draws(case) if hasattr(module, "draws") else case.draws
     expected = case.expected
     optimizer = torch.optim.SGD(case.network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     batch_norms = [m for m in case.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -148,6 +162,8 @@ def test_one_training_step_repeats_the_authors_code(case):
         trace = method.trace_step(case.batch)
     optimizer.zero_grad()
     trace.loss.backward()
+    if hasattr(module, "compare"):
+        module.compare(method, case, trace)
 
     assert_images(trace.adversarial, expected["x_adv"])
     assert trace.loss.item() == pytest.approx(expected["loss"], rel=1e-7)
