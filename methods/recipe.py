@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from attacks.errors import BadInput
 
-OptimizerName = Literal["sgd", "adam"]
-Schedule = Literal["constant", "piecewise", "cyclic", "cosine"]
+OptimizerName = Literal["sgd", "adam", "rmsprop"]
+Schedule = Literal["constant", "piecewise", "exponential", "cyclic", "cosine"]
+Decayed = Literal["all", "weights"]
 Average = Literal["none", "ema", "swa"]
 
 
@@ -21,10 +22,14 @@ class Recipe:
     """Everything that the common track holds equal between methods. Fractions are fractions of the whole training.
 
     Args:
-        optimizer: ``sgd`` or ``adam``; weight decay is theirs (coupled L2) and applies to ALL parameters.
-        learning_rate: the peak. momentum, nesterov: of SGD.
-        schedule: ``constant``; ``piecewise``, times ``decay`` at each of ``milestones``; ``cyclic``, linear from 0 to
-            the peak at ``peak_at`` and back to 0 (one cycle); ``cosine``, half a wave down to 0.
+        optimizer: ``sgd``, ``adam`` or ``rmsprop``; weight decay is theirs (coupled L2).
+        learning_rate: the peak. momentum: of SGD and RMSProp. nesterov: of SGD.
+        rms_decay, rms_epsilon: of RMSProp; PyTorch adds the epsilon outside of the root, TensorFlow inside.
+        decayed: what weight decay applies to: ``all`` parameters, or ``weights``, those of two dimensions or more, and
+            neither biases nor BatchNorm.
+        schedule: ``constant``; ``piecewise``, times ``decay`` at each of ``milestones``, or at ``levels`` of the peak
+            after them; ``exponential``, times ``decay`` after every ``decay_every`` epochs; ``cyclic``, linear from 0
+            to the peak at ``peak_at`` and back to 0 (one cycle); ``cosine``, half a wave down to 0.
         warmup: fraction over which the learning rate rises linearly to the schedule's.
         epsilon_ramp: fraction over which the training epsilon rises linearly from 0.
         head_start: epochs added to the clock of both ramps. 1 with ``overshoot`` repeats the authors' formula of
@@ -46,10 +51,15 @@ class Recipe:
     learning_rate: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
+    rms_decay: float = 0.9
+    rms_epsilon: float = 1e-8
     weight_decay: float = 5e-4
+    decayed: Decayed = "all"
     schedule: Schedule = "piecewise"
     milestones: tuple[float, ...] = (0.5, 0.75)
     decay: float = 0.1
+    levels: tuple[float, ...] = ()
+    decay_every: float = 1.0
     peak_at: float = 0.5
     warmup: float = 0.0
     epsilon_ramp: float = 0.0
@@ -63,7 +73,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        for name, choices in (("optimizer", OptimizerName), ("schedule", Schedule), ("average", Average)):
+        object.__setattr__(self, "levels", tuple(self.levels))
+        choice_of = {"optimizer": OptimizerName, "schedule": Schedule, "decayed": Decayed, "average": Average}
+        for name, choices in choice_of.items():
             if getattr(self, name) not in get_args(choices):
                 known = ", ".join(get_args(choices))
                 raise BadInput(f"recipe.{name} is one of {known}, but found {getattr(self, name)!r}")
@@ -75,6 +87,8 @@ class Recipe:
             ("learning_rate", 0, math.inf),
             ("weight_decay", 0, math.inf),
             ("momentum", 0, 1),
+            ("rms_decay", 0, 1),
+            ("rms_epsilon", 0, math.inf),
             ("decay", 0, 1),
             ("head_start", 0, math.inf),
             ("peak_at", 0, 1),
@@ -88,6 +102,13 @@ class Recipe:
                 raise BadInput(f"recipe.{name} lies between {low} and {high}, but found {getattr(self, name)}")
         if not all(0 <= milestone <= 1 for milestone in self.milestones):
             raise BadInput(f"recipe.milestones are fractions of the training, but found {list(self.milestones)}")
+        if self.levels and len(self.levels) != len(self.milestones):
+            raise BadInput(
+                f"recipe.levels holds a factor for each of the {len(self.milestones)} milestones, or nothing, "
+                f"but found {list(self.levels)}"
+            )
+        if not self.decay_every > 0:
+            raise BadInput(f"recipe.decay_every is a number of epochs above 0, but found {self.decay_every}")
 
     def learning_rate_at(self, progress: float) -> float:
         """Give the learning rate of the step that ENDS at ``progress``, the fraction of the training in (0, 1].
@@ -96,7 +117,10 @@ class Recipe:
         epoch's rate, as in the code of Rice et al.
         """
         if self.schedule == "piecewise":
-            factor = self.decay ** sum(progress >= milestone for milestone in self.milestones)
+            passed = sum(progress >= milestone for milestone in self.milestones)
+            factor = (1.0, *self.levels)[passed] if self.levels else self.decay**passed
+        elif self.schedule == "exponential":
+            factor = self.decay ** math.floor(progress * self.epochs / self.decay_every + 1e-9)  # 1/3 of 6 is 2
         elif self.schedule == "cyclic":
             rising = progress / self.peak_at if self.peak_at else math.inf
             falling = (1 - progress) / (1 - self.peak_at) if self.peak_at < 1 else math.inf
@@ -119,15 +143,20 @@ class Recipe:
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of all ``parameters``."""
+        every = list(parameters)
+        groups: list[dict[str, Any]] = [{"params": every}]
+        if self.decayed == "weights":
+            few = [parameter for parameter in every if parameter.ndim < 2]
+            groups = [{"params": [parameter for parameter in every if parameter.ndim >= 2]}]
+            groups += [{"params": few, "weight_decay": 0.0}] if few else []
+        rate, decay = self.learning_rate, self.weight_decay
         if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        return torch.optim.SGD(
-            parameters,
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-        )
+            return torch.optim.Adam(groups, lr=rate, weight_decay=decay)
+        if self.optimizer == "rmsprop":
+            return torch.optim.RMSprop(
+                groups, lr=rate, weight_decay=decay, alpha=self.rms_decay, eps=self.rms_epsilon, momentum=self.momentum
+            )
+        return torch.optim.SGD(groups, lr=rate, weight_decay=decay, momentum=self.momentum, nesterov=self.nesterov)
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy per image ``(n,)`` of logits ``(n, k)`` and hard labels ``(n,)``, smoothed as settings say."""

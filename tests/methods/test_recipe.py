@@ -1,6 +1,7 @@
 """Schedules, ramps and smoothing: the items of robust_overfitting and bag_of_tricks that are a recipe's."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attacks import BadInput
-from methods.recipe import Recipe
+from methods.recipe import Recipe, Schedule
 from tests.golden import one
 from tests.methods.tools import build, gradients, images, network, trace
 
@@ -41,7 +42,7 @@ def test_by_default_the_warm_up_stops_at_the_peak(t):
     assert replace(PANG, epsilon_ramp=15 / 110, head_start=1.0).epsilon_factor(t / 110) == 1
 
 
-@given(fractions, fractions, st.floats(0, 3), st.sampled_from(["constant", "piecewise", "cyclic", "cosine"]))
+@given(fractions, fractions, st.floats(0, 3), st.sampled_from(get_args(Schedule)))
 def test_rate_and_epsilon_stay_between_nothing_and_their_peak(progress, ramp, head_start, schedule):
     recipe = Recipe(schedule=schedule, warmup=ramp, epsilon_ramp=ramp, head_start=head_start)
     assert 0 <= recipe.learning_rate_at(progress) <= recipe.learning_rate + 1e-12
@@ -147,8 +148,11 @@ def test_the_outer_criterion_does_not_reach_the_attack(name):
         ({"average_decay": 1.01}, r"recipe\.average_decay"),
         ({"milestones": (0.5, 100)}, r"recipe\.milestones are fractions of the training, but found \[0\.5, 100\]"),
         ({"gradient_clip": 0}, r"recipe\.gradient_clip is above 0, or null for no limit, but found 0"),
-        ({"optimizer": "adamw"}, r"recipe\.optimizer is one of sgd, adam, but found 'adamw'"),
-        ({"schedule": "linear"}, r"recipe\.schedule is one of constant, piecewise, cyclic, cosine, but found 'linear'"),
+        ({"optimizer": "adamw"}, r"recipe\.optimizer is one of sgd, adam, rmsprop, but found 'adamw'"),
+        (
+            {"schedule": "linear"},
+            r"recipe\.schedule is one of constant, piecewise, exponential, cyclic, cosine, but found 'linear'",
+        ),
         ({"average": "EMA"}, r"recipe\.average is one of none, ema, swa, but found 'EMA'"),
     ],
 )
@@ -160,3 +164,32 @@ def test_a_silly_value_is_refused_by_name(settings, sentence):
 def test_recipes_are_values():
     assert Recipe(milestones=[0.5]) == Recipe(milestones=(0.5,))
     assert len({Recipe(), Recipe(), Recipe(epochs=31)}) == 2
+
+
+def test_an_exponential_schedule_falls_after_every_so_many_epochs():
+    recipe = Recipe(epochs=6, learning_rate=1.0, schedule="exponential", decay=0.94, decay_every=2)
+    rates = [recipe.learning_rate_at(epoch / 6) for epoch in (0.5, 1.9, 2, 3.9, 4, 6)]
+    assert rates == pytest.approx([1, 1, 0.94, 0.94, 0.94**2, 0.94**3])
+
+
+def test_levels_give_the_rate_after_each_milestone():
+    recipe = Recipe(learning_rate=0.3, milestones=(0.4, 0.6, 0.8), levels=(0.3, 0.1, 0.03))  # MMA's steps
+    rates = [recipe.learning_rate_at(progress) for progress in (0.39, 0.4, 0.6, 0.8, 1.0)]
+    assert rates == pytest.approx([0.3, 0.09, 0.03, 0.009, 0.009])
+    with pytest.raises(BadInput, match=r"recipe\.levels holds a factor for each of the 2 milestones"):
+        Recipe(levels=(0.1,))
+
+
+def test_weight_decay_may_leave_biases_and_normalisation_alone():
+    body = network()
+    weights, others = Recipe(decayed="weights", weight_decay=3e-4).build_optimizer(body.parameters()).param_groups
+    assert (weights["weight_decay"], others["weight_decay"]) == (3e-4, 0)
+    assert {parameter.ndim for parameter in weights["params"]} == {2, 4}
+    assert {parameter.ndim for parameter in others["params"]} == {1}
+    assert len(weights["params"]) + len(others["params"]) == len(list(body.parameters()))
+
+
+def test_rmsprop_has_its_own_constants():
+    recipe = Recipe(optimizer="rmsprop", momentum=0.9, rms_decay=0.8, rms_epsilon=1.0)
+    (group,) = recipe.build_optimizer(network().parameters()).param_groups
+    assert (group["alpha"], group["eps"], group["momentum"]) == (0.8, 1.0, 0.9)
