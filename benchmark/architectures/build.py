@@ -8,12 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from benchmark.architectures.choices import one_of
 from benchmark.architectures.cifar_resnet import resnet8, resnet20
+from benchmark.architectures.densenet import densenet161
 from benchmark.architectures.digits_cnn import digits_cnn
+from benchmark.architectures.madry_resnet import madry_resnet
 from benchmark.architectures.mnist_small import mnist_small
-from benchmark.architectures.normalise import Normalise
+from benchmark.architectures.normalise import Normalise, StandardisePerImage
 from benchmark.architectures.preact_resnet18 import preact_resnet18
-from benchmark.architectures.resnet18 import resnet18
+from benchmark.architectures.published_cnns import atda_convnet, conv8, lenet_plus, maxout
+from benchmark.architectures.resnet18 import resnet18, resnet50
 from benchmark.architectures.small_cnn import small_cnn
 from benchmark.architectures.torchvision_models import PREFIX, torchvision_model
 from benchmark.architectures.wide_resnet import depth_and_width, wrn
@@ -23,7 +27,16 @@ Builder = Callable[..., nn.Module]
 
 _BUILDERS: dict[str, Builder] = {
     builder.__name__: builder
-    for builder in (digits_cnn, mnist_small, small_cnn, resnet8, resnet20, resnet18, preact_resnet18, wrn)
+    for builder in (
+        *(digits_cnn, mnist_small, small_cnn, lenet_plus, maxout, conv8, atda_convnet),
+        *(resnet8, resnet20, resnet18, resnet50, preact_resnet18, densenet161, madry_resnet, wrn),
+    )
+}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "softplus": nn.Softplus,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
 }
 _WIDE = ("wrn-28-10", "wrn-32-10", "wrn-34-10", "wrn-34-20", "wrn-40-2")  # those of the literature; any D and K work
 _SHAPE = ("classes", "channels", "size")
@@ -58,6 +71,8 @@ def build(
     size: int,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    normalise: str | dict[str, Sequence[float]] = "data",
+    activation: str = "relu",
     **settings: Any,
 ) -> nn.Module:
     """Build ``name`` for images ``(n, channels, size, size)`` in [0, 1], returning logits ``(n, classes)``.
@@ -67,6 +82,8 @@ def build(
 
     Args:
         mean, std: per channel, in [0, 1] pixel units; both or neither.
+        normalise: ``data``, by mean and std; ``none``; ``per_image``; or a mean and a std of its own, by these names.
+        activation: in place of every ``nn.ReLU``: softplus, silu, elu or leaky_relu (of slope 0.1).
         settings: the architecture's own, such as ``width`` or ``dropout``; see its file.
 
     Raises:
@@ -78,7 +95,20 @@ def build(
         builder, fixed = _find(name)
         _check_settings(name, builder, fixed, settings)
         body = builder(classes=classes, channels=channels, size=size, **fixed, **settings)
+    if activation != "relu":
+        one_of("activation", activation, ["relu", *_ACTIVATIONS])
+        _swap_activations(body, _ACTIVATIONS[activation])
     layers = OrderedDict(body=body)
+    if isinstance(normalise, str):
+        one_of("normalise", normalise, ("data", "none", "per_image"))
+    if normalise == "per_image":
+        return nn.Sequential(OrderedDict(normalise=StandardisePerImage(), body=body))
+    if normalise == "none":
+        return nn.Sequential(layers)
+    if isinstance(normalise, dict):
+        if set(normalise) != {"mean", "std"}:
+            raise BadInput(f"setting normalise holds a mean and a std, got {', '.join(normalise) or 'nothing'}")
+        mean, std = normalise["mean"], normalise["std"]
     if mean is not None or std is not None:
         if len(mean or ()) != channels:
             raise BadInput(f"normalisation for images of {channels} channels needs as many means, got {mean}")
@@ -97,6 +127,13 @@ def _find(name: str) -> tuple[Builder, dict[str, int]]:
             f"any torchvision classifier works as {PREFIX}<name>, such as {PREFIX}resnet18"
         )
     return _BUILDERS[name], {}
+
+
+def _swap_activations(body: nn.Module, make: Callable[[], nn.Module]) -> None:
+    for parent in list(body.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, make())
 
 
 def _check_settings(name: str, builder: Builder, fixed: dict[str, int], settings: dict[str, Any]) -> None:

@@ -34,3 +34,20 @@ class Normalise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return images of mean 0 and standard deviation 1, of the same shape."""
         return (x - self.mean) / self.std
+
+
+class StandardisePerImage(nn.Module):
+    """Give every image ``(c, h, w)`` a mean of 0 and a deviation of 1 over all its pixels and channels.
+
+    The deviation is at least 1 / sqrt(number of values), as in TensorFlow's per_image_standardization; gradients flow
+    through mean and deviation.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return images of the same shape."""
+        flat = x.flatten(1)
+        mean = flat.mean(1, keepdim=True)
+        centred = flat - mean
+        variance = centred.pow(2).mean(1, keepdim=True)
+        least = 1 / flat.shape[1]
+        return (centred / variance.clamp(min=least).sqrt()).reshape(x.shape)  # a flat image has no gradient there

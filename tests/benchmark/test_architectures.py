@@ -41,6 +41,9 @@ def test_odd_sizes_fit_where_flattening_counts_pixels(side):
         ("resnet20", {}, 269_722),  # 0.27 million in table 6 of He et al. (CVPR 2016), option A
         ("resnet20", {"shortcut": "B"}, 272_474),
         ("resnet18", {}, 11_173_962),
+        ("resnet50", {}, 23_520_842),  # of kuangliu's and of Madry's library
+        ("densenet161", {}, 26_482_378),  # of kuangliu's
+        ("madry_resnet", {}, 45_901_914),
         ("preact_resnet18", {}, 11_172_170),
         ("preact_resnet18", {"final_norm": False}, 11_171_146),
         ("wrn-40-2", {}, 2_243_546),  # 2.2 million in table 4 of Zagoruyko & Komodakis
@@ -218,3 +221,59 @@ def test_names_are_sorted_and_each_has_one_line():
 def test_a_mistake_gets_one_sentence_that_says_what_to_do(name, arguments, sentence):
     with pytest.raises(BadInput, match=sentence):
         build(name, **arguments)
+
+
+# What published recipes change of a network
+
+
+def test_per_image_standardisation_is_each_images_own():
+    network = build("resnet8", **CIFAR, normalise="per_image")
+    x = torch.rand(4, 3, 32, 32, dtype=torch.float64) * torch.tensor([1.0, 0.1, 0.5, 0.0]).view(4, 1, 1, 1)
+    seen = network.normalise(x)
+    torch.testing.assert_close(seen.flatten(1).mean(1), torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(seen[:3].flatten(1).std(1, unbiased=False), torch.ones(3, dtype=torch.float64))
+    assert (seen[3] == 0).all()  # a flat image: its deviation is floored at 1 / sqrt(3 * 32 * 32)
+    torch.testing.assert_close(network.normalise(x[:1]), seen[:1])
+    faint = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    faint[0, 0, 0, 0] = 0.4
+    deviation = max((0.1**2 * 3 + 0.3**2) / 4, 1 / 4) ** 0.5
+    assert network.normalise(faint)[0, 0, 0, 0].item() == pytest.approx(0.3 / deviation)
+
+
+def test_images_may_be_left_as_they_are_or_normalised_by_other_figures():
+    data = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+    assert not hasattr(build("resnet8", **CIFAR, **data, normalise="none"), "normalise")
+    own = build("resnet8", **CIFAR, **data, normalise={"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]})
+    assert own.normalise.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    for wrong in ("whiten", {"mean": [0.1, 0.2, 0.3]}):
+        with pytest.raises(BadInput, match="setting normalise"):
+            build("resnet8", **CIFAR, **data, normalise=wrong)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wrn-10-1", "torchvision/resnet18"])
+def test_every_relu_may_become_another_activation(name):
+    plain, smooth = (build(name, **CIFAR, activation=activation) for activation in ("relu", "softplus"))
+    kinds = [[type(module) for module in network.modules()] for network in (plain, smooth)]
+    assert nn.ReLU not in kinds[1]
+    assert kinds[0].count(nn.ReLU) == kinds[1].count(nn.Softplus) > 0
+    with pytest.raises(BadInput, match="setting activation must be one of relu, softplus"):
+        build(name, **CIFAR, activation="sofplus")
+
+
+def test_of_maxout_units_the_largest_piece_speaks():
+    layer = build("maxout", **DIGITS, units=3, pieces=2).body[2]
+    x = torch.rand(5, 64)
+    both = layer.linear(x)
+    torch.testing.assert_close(layer(x), torch.maximum(both[:, ::2], both[:, 1::2]))
+
+
+def test_madrys_first_blocks_shortcut_what_is_active():
+    block = build("madry_resnet", **CIFAR, depth=8, width=1).body.stage2[0].eval()
+    with torch.no_grad():
+        block.conv2.weight.zero_()
+        x = torch.randn(1, 16, 4, 4)
+        out = block(x)
+    active = nn.functional.avg_pool2d(nn.functional.leaky_relu(x / (1 + 1e-5) ** 0.5, 0.1), 2)
+    torch.testing.assert_close(out[:, 8:24], active)
+    assert (out[:, :8] == 0).all()
+    assert (out[:, 24:] == 0).all()

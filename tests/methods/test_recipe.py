@@ -151,7 +151,7 @@ def test_the_outer_criterion_does_not_reach_the_attack(name):
         ({"optimizer": "adamw"}, r"recipe\.optimizer is one of sgd, adam, rmsprop, but found 'adamw'"),
         (
             {"schedule": "linear"},
-            r"recipe\.schedule is one of constant, piecewise, exponential, cyclic, cosine, but found 'linear'",
+            r"recipe\.schedule is one of constant, .* cosine, but found 'linear'",
         ),
         ({"average": "EMA"}, r"recipe\.average is one of none, ema, swa, but found 'EMA'"),
     ],
