@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from attacks.pixels import Pixels, fraction
 from attacks.threat import ThreatModel
+from benchmark.data.description import Augmentation
 from benchmark.errors import BadInput
 from benchmark.storage import read_yaml
 from benchmark.user_code import UserCode, anchored
@@ -34,6 +35,7 @@ class DataChoice:
     Args:
         name: of the data set; a user's FILE:OBJECT becomes a name and its ``code`` in
             :func:`benchmark.own_parts.take_up`.
+        augment: whether training images are moved as is usual for the set, or how, such as crop2+flip.
         train_images, validation_images: cut the set down.
         folds: of digits, 0 to 4.
         labels: training images that keep their label for semi-supervised methods and their references, None for a sixth
@@ -42,7 +44,7 @@ class DataChoice:
     """
 
     name: str = "digits"
-    augment: bool = False
+    augment: bool | Augmentation = False
     train_images: int | None = None
     validation_images: int | None = None
     folds: list[int] = field(default_factory=lambda: [0])

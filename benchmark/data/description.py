@@ -1,12 +1,14 @@
 """What is known of a data set before a file is opened."""
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmark.data.augment import Style
 from benchmark.errors import BadInput
 
-Augmentation = Literal["none", "crop4", "crop4+flip"]
+Augmentation = Literal["none", "crop4", "crop4+flip", "crop2+flip", "crop4-reflect+flip"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,9 @@ class Description:
 
     Args:
         mean, std: per channel over the training images, in [0, 1] pixel units.
-        augmentation: "crop4" pads 4 zeros and crops at random, "crop4+flip" mirrors half of the images as well; "none"
-            where published recipes for adversarial training leave the images as they are.
+        augmentation: "crop4" pads 4 zeros and crops at random, "crop4-reflect" pads by mirroring, "crop2" pads 2 zeros;
+            with "+flip" half of the images are mirrored as well; "none" where published recipes for adversarial
+            training leave the images as they are.
         extra_from: training images numbered from here on are extra ones, which some methods use without their labels;
             None for a set without.
     """
@@ -32,9 +35,11 @@ class Description:
     extra_from: int | None = None
 
     @property
-    def flips(self) -> bool:
-        """Whether a mirrored image still shows its class."""
-        return "flip" in self.augmentation
+    def moves(self) -> Style:
+        """How images are moved where they are augmented."""
+        found = re.match(r"crop(\d+)", self.augmentation)
+        padding = int(found[1]) if found else 0
+        return Style(padding=padding, reflect="reflect" in self.augmentation, flips="flip" in self.augmentation)
 
 
 # Of the 73,257 training images alone: svhn_extra has the same figures, so that both train the same network. (With the

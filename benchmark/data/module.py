@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmark.data.augment import Moves, crop_and_flip, draw_moves
+from benchmark.data.description import Augmentation
 from benchmark.data.hidden_labels import HiddenLabels
 from benchmark.data.images import Images, Splits, check
 from benchmark.data.pools import PoolData, PoolSampler
@@ -27,6 +28,7 @@ class ImageData(pl.LightningDataModule):
     Args:
         batch_size: images per step and rank; the last batch of an epoch may be smaller.
         augment: whether training images are moved as the set's description says; sets that allow none stay as they are.
+            Or the name of another augmentation, which a recipe may ask for.
         hidden: which labels are hidden; they are taken out of :attr:`splits` here, before any method sees them. Every
             batch has its full size then, and an epoch is the ceiling of all training images over the batch.
         labelled_rows: of a batch's size, the number of labels and of all images, how many of its rows are labelled; by
@@ -42,16 +44,18 @@ class ImageData(pl.LightningDataModule):
         *,
         batch_size: int,
         seed: int,
-        augment: bool = True,
+        augment: bool | Augmentation = True,
         hidden: HiddenLabels | None = None,
         labelled_rows: Callable[[int, int, int], int] | None = None,
     ) -> None:
         super().__init__()
         check(splits)
+        if isinstance(augment, str):
+            splits = replace(splits, description=replace(splits.description, augmentation=augment))
         self.splits = splits if hidden is None else replace(splits, train=hidden.train)
         self.hidden, self.labelled_rows = hidden, labelled_rows
         self.batch_size, self.seed = batch_size, seed
-        self.augments = augment and splits.description.augmentation != "none"
+        self.augments = augment is not False and splits.description.augmentation != "none"
         self._device = torch.device("cpu")
         self._sampler: EpochSampler | None = None
         self._moves: tuple[int, Moves] | None = None  # an epoch and what was drawn for it
@@ -108,15 +112,15 @@ class ImageData(pl.LightningDataModule):
             rank=rank,
             ranks=ranks,
         )
-        flips = self.splits.description.flips
-        data = PoolData(hidden.train.to(self._device), sampler, augments=self.augments, flips=flips)
+        style = self.splits.description.moves if self.augments else None
+        data = PoolData(hidden.train.to(self._device), sampler, style=style)
         return self._loader(data, sampler=sampler)
 
     def _epoch_moves(self, epoch: int) -> Moves:
         if self._moves is None or self._moves[0] != epoch:
             images = int(self.splits.train.index.max()) + 1
-            flips = self.splits.description.flips
-            self._moves = epoch, draw_moves(images, seed=self.seed, epoch=epoch, flips=flips, device=self._device)
+            style = self.splits.description.moves
+            self._moves = epoch, draw_moves(images, seed=self.seed, epoch=epoch, style=style, device=self._device)
         return self._moves[1]
 
     def _loader(self, images: Images | PoolData, **settings: Any) -> DataLoader[Batch]:

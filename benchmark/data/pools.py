@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from attacks.randomness import key
-from benchmark.data.augment import Moves, crop_and_flip, draw_moves
+from benchmark.data.augment import Moves, Style, crop_and_flip, draw_moves
 from benchmark.data.images import Images
 from methods.base import Batch
 
@@ -91,10 +91,13 @@ class PoolData(Dataset[Batch]):
     """Serve the rows of a :class:`PoolSampler` as batches ``(x, y, index)``; y is -1 where the label is hidden.
 
     An image that is drawn several times in an epoch is moved differently each time, hence by its place in the epoch.
+
+    Args:
+        style: how images are moved; None leaves them as they are.
     """
 
-    def __init__(self, images: Images, sampler: PoolSampler, *, augments: bool, flips: bool = True) -> None:
-        self.images, self.sampler, self.augments, self.flips = images, sampler, augments, flips
+    def __init__(self, images: Images, sampler: PoolSampler, *, style: Style | None = None) -> None:
+        self.images, self.sampler, self.style = images, sampler, style
         self._moves: tuple[int, Moves] | None = None
 
     def __len__(self) -> int:
@@ -109,13 +112,15 @@ class PoolData(Dataset[Batch]):
         device = self.images.images.device
         positions, slots = torch.tensor(rows, device=device).unbind(1)
         taken = self.images.take(positions)
-        x = crop_and_flip(taken.pixels(), self._epoch_moves().of(slots)) if self.augments else taken.pixels()
+        x = taken.pixels()
+        if self.style is not None:
+            x = crop_and_flip(x, self._epoch_moves(self.style).of(slots))
         return Batch(x, taken.labels, taken.index)
 
-    def _epoch_moves(self) -> Moves:
+    def _epoch_moves(self, style: Style) -> Moves:
         sampler = self.sampler
         if self._moves is None or self._moves[0] != sampler.epoch:
             slots, device = sampler.steps * sampler.batch_size, self.images.images.device
-            moves = draw_moves(slots, seed=sampler.seed, epoch=sampler.epoch, flips=self.flips, device=device)
+            moves = draw_moves(slots, seed=sampler.seed, epoch=sampler.epoch, style=style, device=device)
             self._moves = sampler.epoch, moves
         return self._moves[1]

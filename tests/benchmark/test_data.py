@@ -25,7 +25,7 @@ from benchmark.data import (
     names,
     sources,
 )
-from benchmark.data.augment import Moves, crop_and_flip, draw_moves
+from benchmark.data.augment import Moves, Style, crop_and_flip, draw_moves
 from benchmark.data.sampler import EpochSampler
 from benchmark.errors import BadInput
 
@@ -63,7 +63,7 @@ def test_every_set_describes_itself_in_one_line():
 
 
 def test_only_photographs_may_be_mirrored():
-    assert [name for name in names() if describe(name).flips] == ["cifar10", "cifar100"]
+    assert [name for name in names() if describe(name).moves.flips] == ["cifar10", "cifar100"]
 
 
 def test_a_misspelt_set_suggests_the_nearest():
@@ -422,3 +422,27 @@ def test_loading_an_epoch_leaves_the_global_generator_alone():
 def test_test_images_come_in_order():
     numbers = torch.cat([batch.index for batch in data().test_dataloader()])
     assert numbers.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("name", "padding", "reflect"), [("crop2+flip", 2, False), ("crop4-reflect+flip", 4, True), ("crop4", 4, False)]
+)
+def test_a_recipe_may_move_images_in_another_way(name, padding, reflect):
+    style = replace(COLOUR, augmentation=name).moves
+    assert style == Style(padding=padding, reflect=reflect, flips="flip" in name)
+    moves = draw_moves(3_000, seed=0, epoch=0, style=style)
+    assert (int(moves.top.min()), int(moves.top.max())) == (0, 2 * padding)
+    x = torch.rand(1, 3, 8, 8)
+    corner = Moves(*(torch.tensor([value]) for value in (0, 0, False)), style)
+    moved = crop_and_flip(x, corner)
+    assert torch.equal(moved[:, :, padding:, padding:], x[:, :, : 8 - padding, : 8 - padding])
+    edge = x[:, :, 1 : padding + 1, : 8 - padding].flip(2) if reflect else torch.zeros(1, 3, padding, 8 - padding)
+    assert torch.equal(moved[:, :, :padding, padding:], edge)
+
+
+def test_a_suites_augmentation_is_taken_before_the_data_sets_own():
+    pixels = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12) % 4
+    splits = Splits.of("tiny", train=(pixels[:8], labels[:8]), test=(pixels[8:], labels[8:]), held_out=2)
+    for augment, expected in ((True, False), (False, False), ("crop2+flip", True)):
+        assert ImageData(splits, batch_size=4, seed=0, augment=augment).augments == expected

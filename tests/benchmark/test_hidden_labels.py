@@ -8,6 +8,7 @@ import torch
 
 from benchmark import suite
 from benchmark.data import HiddenLabels, ImageData, load
+from benchmark.data.augment import Style
 from benchmark.data.hidden_labels import choose_labelled, digest
 from benchmark.data.pools import PoolData, PoolSampler
 from benchmark.errors import BadInput
@@ -234,7 +235,7 @@ def test_without_unlabelled_images_or_rows_for_them_every_row_is_labelled():
 def test_an_image_that_is_drawn_twice_in_an_epoch_is_moved_differently():
     images = load("digits").train.take(torch.arange(40))
     of = sampler(steps=8)
-    data, plain = PoolData(images, of, augments=True), PoolData(images, of, augments=False)
+    data, plain = PoolData(images, of, style=Style()), PoolData(images, of)
     rows = [(0, 3), (0, 17), (0, 40), (0, 41)]
     moved = data.__getitems__(rows).x
     assert torch.equal(plain.__getitems__(rows).x, images.pixels()[[0] * 4])

@@ -15,7 +15,7 @@ from torchvision import datasets
 from benchmark.architectures import build
 from benchmark.data import CorruptData, ImageData, MissingData, check, describe, description, idx, load, names, svhn
 from benchmark.data import sources as cifar
-from benchmark.data.augment import crop_and_flip, draw_moves
+from benchmark.data.augment import Style, crop_and_flip, draw_moves
 from benchmark.errors import BadInput
 
 NEW = ["cifar100", "fashion_mnist", "svhn", "svhn_extra"]
@@ -337,11 +337,11 @@ def test_house_numbers_are_cropped_and_never_mirrored(name, folder):
     assert module.augments == (name != "fashion_mnist")
     moves = module._epoch_moves(0)
     assert bool(moves.mirror.any()) == (name == "cifar100")
-    assert len(set(moves.top.tolist())) > 1
+    assert (len(set(moves.top.tolist())) > 1) == module.augments
 
 
 def test_without_mirroring_the_crops_are_the_same():
-    both, crops = (draw_moves(500, seed=0, epoch=1, flips=flips) for flips in (True, False))
+    both, crops = (draw_moves(500, seed=0, epoch=1, style=Style(flips=flips)) for flips in (True, False))
     assert torch.equal(both.top, crops.top)
     assert torch.equal(both.left, crops.left)
     assert both.mirror.any()
