@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 _HOMES = [
     "origins.natural:Natural",
+    "origins.fgsm_at:FGSMAT",
+    "origins.kurakin:Kurakin",
     "origins.pgd_at:PGDAT",
+    "regularization.alp:ALP",
     "regularization.trades:TRADES",
     "regularization.mart:MART",
     "curriculum.fat:FAT",

@@ -37,6 +37,11 @@ class HeldOut(pl.LightningModule):
         """Whether the present weights may be kept as the best; not so while what is trained is another network."""
         return True
 
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Name, for :attr:`held_out_alarm`, what :meth:`held_out_counts` counts beyond the first three."""
+        return (FGSM, PGD10) if self.single_step else ()
+
     def classifier(self) -> nn.Module:
         """Give the network that is scored."""
         raise NotImplementedError
@@ -70,12 +75,12 @@ class HeldOut(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Turn counts, summed over devices, into this epoch's score."""
-        kinds = 5 if self.single_step else 3
-        mine = torch.stack(self._held_out).sum(0) if self._held_out else torch.zeros(kinds, dtype=torch.int64)
+        names = self.counted
+        mine = torch.stack(self._held_out).sum(0) if self._held_out else torch.zeros(3 + len(names), dtype=torch.int64)
         counts = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum")
         robust, clean, images, *alarm = (int(count) for count in counts)
         self.held_out_score = Score(robust=robust / images, clean=clean / images)
-        self.held_out_alarm = {name: count / images for name, count in zip((FGSM, PGD10), alarm, strict=False)}
+        self.held_out_alarm = {name: count / images for name, count in zip(names, alarm, strict=True)}
         self.log_dict({"held_out_robust": robust / images, "held_out_clean": clean / images, **self.held_out_alarm})
 
     # Several devices

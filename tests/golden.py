@@ -29,6 +29,9 @@ class ScriptedDraws:
     def uniform(self, like, shape=None):
         return _cut(self._uniform, like, shape)
 
+    def permutation(self, size, like):
+        return torch.arange(size, device=like.device)
+
     def beta(self, a, b, like, shape=None):
         return (_cut(self._uniform, like, shape) + 1) / 2
 

@@ -35,7 +35,7 @@ def test_a_misspelling_suggests_the_nearest_name(written, meant):
 
 
 def test_a_name_like_no_other_lists_those_that_are_there():
-    with pytest.raises(BadInput, match="there are natural, pgd_at"):
+    with pytest.raises(BadInput, match="there are natural, fgsm_at"):
         catalogue.get("xylophone")
 
 

@@ -16,7 +16,10 @@ K = 3  # inner steps, where a method leaves their number open
 # Images through the network per training image, and BatchNorm updates per step: each specification's last section.
 FORWARD_BACKWARD_UPDATES = {
     "natural": (1, 1, 1),
+    "fgsm_at": (3, 3, 2),
+    "kurakin": (1.5, 1.5, 1),
     "pgd_at": (K + 1, K + 1, 1),
+    "alp": (1 + K + 2, K + 2, 1),  # one forward of twice the images
     "trades": (K + 1 + 2, K + 2, 2),
     "mart": (K + 2, K + 2, 2),
     "adp": (3, 3, 1),  # one forward and backward of each member
@@ -35,7 +38,12 @@ INTERLEAVED = {
     "free_at"
 }  # they move the weights within a step, so gradients that lie there already are theirs to clear
 LINF_ONLY = {"free_at"}  # they say so
-WITHOUT_DRAWS = {"natural", "adp", "free_at"}
+WITHOUT_DRAWS = {
+    "natural",
+    "fgsm_at",
+    "adp",
+    "free_at",
+}
 
 
 def methods_but(left_out):
@@ -179,7 +187,8 @@ def test_the_trace_shows_the_images_that_the_loss_was_computed_on(name, batch):
     )
     adversarial = trace(method, batch).adversarial
     handle.remove()
-    assert any(torch.equal(x, adversarial) for x in seen[-2:])  # the last forward, or the one before a clean one
+    # They are the last images of the last forward, or of the one before a clean one.
+    assert any(torch.equal(x[-len(adversarial) :], adversarial) for x in seen[-2:])
 
 
 @every_method
