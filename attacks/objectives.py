@@ -27,6 +27,11 @@ def margin_with(y: Tensor) -> Objective:
     return lambda logits: margin(logits, y)
 
 
+def soft_margin_with(y: Tensor) -> Objective:
+    """Climb the soft logit margin :func:`soft_margin` of the labels ``y`` ``(n,)``."""
+    return lambda logits: soft_margin(logits, y)
+
+
 def towards(target: Tensor) -> Objective:
     """Climb towards the classes ``target`` ``(n,)``: minus their cross-entropy, a targeted attack."""
     return lambda logits: -F.cross_entropy(logits, _plain(target), reduction="none")
@@ -80,6 +85,16 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     correct = logits.gather(1, column).squeeze(1)
     wrong = logits.scatter(1, column, -torch.inf).amax(1)
     return wrong - correct
+
+
+def soft_margin(logits: Tensor, y: Tensor) -> Tensor:
+    r"""Give :math:`\log\sum_{k \ne y} e^{z_k} - z_y` per image ``(n,)``: below 0 exactly where :math:`p_y > 1/2`.
+
+    Never less than :func:`margin`. Source: Ding et al., ICLR 2020, arXiv:1812.02637, the soft logit margin loss.
+    """
+    column = _plain(y)[:, None]
+    correct = logits.gather(1, column).squeeze(1)
+    return logits.scatter(1, column, -torch.inf).logsumexp(1) - correct
 
 
 def kl_divergence(clean: Tensor, adversarial: Tensor) -> Tensor:

@@ -259,7 +259,8 @@ class AdversarialTraining(HeldOut):
             )
         held_out: dict[str, float] = {}
         if (score := self.held_out_score) is not None:
-            held_out = {"held_out_robust": score.robust, "held_out_clean": score.clean, **self.held_out_alarm}
+            held_out = {"held_out_robust": score.robust, "held_out_clean": score.clean}
+            held_out |= self.held_out_alarm | self.held_out_means
         return [*self.history[: self.current_epoch], {"epoch": self.current_epoch, **means, **held_out}]
 
     def _over_ranks(self, mine: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ class HeldOut(pl.LightningModule):
 
     Attributes:
         held_out_score: of the epoch, None where there was no validation. held_out_alarm: accuracies that the alarm for
-            catastrophic overfitting watches, of single-step methods.
+            catastrophic overfitting watches, of single-step methods. held_out_means: of the method's own
+            :attr:`held_out_measures`.
     """
 
     faces_adversary: ClassVar[bool] = True  # natural training does not: neither in its loss nor in its selection
     single_step: ClassVar[bool] = False  # trains on one-step attacks: watch it for catastrophic overfitting
+    held_out_measures: ClassVar[tuple[str, ...]] = ()  # what :meth:`measure_held_out` gives, by its names in history
     threat: ThreatModel
     seed: int
 
@@ -30,7 +32,9 @@ class HeldOut(pl.LightningModule):
         super().__init__()
         self.held_out_score: Score | None = None
         self.held_out_alarm: dict[str, float] = {}
+        self.held_out_means: dict[str, float] = {}
         self._held_out: list[Tensor] = []
+        self._measured: list[Tensor] = []
 
     @property
     def settled(self) -> bool:
@@ -51,6 +55,12 @@ class HeldOut(pl.LightningModule):
         with torch.inference_mode(False):
             x, y, index = (item.clone() for item in Batch.of(batch))
             self._held_out.append(self.held_out_counts(Batch(x, y, index)))
+            if self.held_out_measures:
+                self._measured.append(self.measure_held_out(Batch(x, y, index)).double().sum(0))
+
+    def measure_held_out(self, batch: Batch) -> Tensor:
+        """Measure held-out images in the method's own way, ``(n, measures)``; their means go into the history."""
+        raise NotImplementedError
 
     def held_out_counts(self, batch: Batch) -> Tensor:
         """Count, as int64, the images that are right under attack, right when clean, and all of them.
@@ -71,6 +81,7 @@ class HeldOut(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's counts, and score the statistics of BatchNorm that will be saved."""
         self._held_out.clear()
+        self._measured.clear()
         self._share_buffers()
 
     def on_validation_epoch_end(self) -> None:
@@ -81,7 +92,17 @@ class HeldOut(pl.LightningModule):
         robust, clean, images, *alarm = (int(count) for count in counts)
         self.held_out_score = Score(robust=robust / images, clean=clean / images)
         self.held_out_alarm = {name: count / images for name, count in zip(names, alarm, strict=True)}
-        self.log_dict({"held_out_robust": robust / images, "held_out_clean": clean / images, **self.held_out_alarm})
+        self.held_out_means = self._means(images)
+        beside = {**self.held_out_alarm, **self.held_out_means}
+        self.log_dict({"held_out_robust": robust / images, "held_out_clean": clean / images, **beside})
+
+    def _means(self, images: int) -> dict[str, float]:
+        if not self.held_out_measures:
+            return {}
+        nothing = torch.zeros(len(self.held_out_measures), dtype=torch.float64)
+        mine = torch.stack(self._measured).sum(0) if self._measured else nothing
+        sums = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum")
+        return {name: float(total) / images for name, total in zip(self.held_out_measures, sums, strict=True)}
 
     # Several devices
 

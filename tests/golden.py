@@ -35,6 +35,10 @@ class ScriptedDraws:
     def beta(self, a, b, like, shape=None):
         return (_cut(self._uniform, like, shape) + 1) / 2
 
+    def dirichlet(self, concentration, like, shape=()):
+        points = _cut(self._uniform.flatten(1), like, (*shape, len(concentration))) + 1
+        return points / points.sum(-1, keepdim=True)
+
 
 def _cut(noise: Tensor, like: Tensor, shape) -> Tensor:
     for axis, size in enumerate(like.shape if shape is None else shape):
