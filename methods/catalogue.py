@@ -20,6 +20,7 @@ _HOMES = [
     "curriculum.fat:FAT",
     "ensemble.adp:ADP",
     "adaptive_epsilon.iaat:IAAT",
+    "adaptive_epsilon.mma:MMA",
     "semi_supervised.rst:RST",
     "efficient.free_at:FreeAT",
     "efficient.fast_at:FastAT",

@@ -27,12 +27,13 @@ FORWARD_BACKWARD_UPDATES = {
     "fat": (K + 1, K + 1, 1),
     "avmixup": (K + 1, K + 1, 1),
     "iaat": (K + 2, K + 1, K + 2),  # in its warm-up
+    "mma": (2, 2, 2),  # before any image is surely right; its own test has what follows
     "free_at": (4, 4, 4),  # replays
     "rst": (K + 1 + 2, K + 2, 2),
 }
 ON_CLEAN_IMAGES = ("natural", "adp")  # as they come by default
 EXACT = {"fat": {"tau": K}}  # settings with which the passes do not depend on the images
-REACH = {"avmixup": 2}  # how many epsilons away a method's images may lie, where that is more than one
+REACH = {"avmixup": 2, "mma": 4.2}  # how many epsilons away a method's images may lie, where that is more than one
 every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
     "free_at"
@@ -44,6 +45,8 @@ WITHOUT_DRAWS = {
     "adp",
     "free_at",
 }
+WITHOUT_DRAWS = {"natural", "adp", "free_at"}
+WITHOUT_DRAWS |= {"mma"}  # at first: no image to search for
 
 
 def methods_but(left_out):

@@ -41,11 +41,17 @@ def test_two_halves_of_a_batch_give_the_step_of_the_whole(ended):
     torch.testing.assert_close(dict(alone.state_dict()), together, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["iaat"])
-def test_every_rank_has_the_values_of_all_images(name, ended):
-    first, second = (rank["whole"]["per_image"]["radii"] for rank in ended[name])
+@pytest.mark.parametrize(("name", "memory"), [("iaat", "radii"), ("mma", "margins")])
+def test_every_rank_has_the_values_of_all_images(name, memory, ended):
+    first, second = (rank["whole"]["per_image"][memory] for rank in ended[name])
     assert torch.equal(first, second)
     assert len(first) == COUNT
+
+
+def test_ranks_that_search_for_different_numbers_of_images_wait_for_nobody(ended):
+    found = (ended["mma"][0]["whole"]["per_image"]["margins"] > 0).tolist()
+    assert sum(found[0::2]) != sum(found[1::2])  # dealt to rank 0, and to rank 1
+    assert 0 < sum(found) < COUNT
 
 
 def test_of_an_image_that_both_ranks_saw_the_first_occurrence_counts(ended):
