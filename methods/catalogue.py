@@ -21,6 +21,7 @@ _HOMES = [
     "ensemble.adp:ADP",
     "adaptive_epsilon.iaat:IAAT",
     "adaptive_epsilon.mma:MMA",
+    "adaptive_epsilon.cat_customized:CATCustomized",
     "semi_supervised.rst:RST",
     "efficient.free_at:FreeAT",
     "efficient.fast_at:FastAT",

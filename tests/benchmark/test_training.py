@@ -118,6 +118,7 @@ COSTS = {
     "rst": (5, 4),
     "iaat": ((4 + 10 + 10) / 3, (3 + 7 + 7) / 3),  # a warm-up of one epoch
     "mma": (2, 2),  # while no image is surely right
+    "cat_customized": (4, 3),
     "free_at": (1, 1),
 }
 # Settings with which the passes do not depend on the images, and fill the epochs.

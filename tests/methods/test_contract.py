@@ -28,6 +28,7 @@ FORWARD_BACKWARD_UPDATES = {
     "avmixup": (K + 1, K + 1, 1),
     "iaat": (K + 2, K + 1, K + 2),  # in its warm-up
     "mma": (2, 2, 2),  # before any image is surely right; its own test has what follows
+    "cat_customized": (K + 2, K + 1, 1),
     "free_at": (4, 4, 4),  # replays
     "rst": (K + 1 + 2, K + 2, 2),
 }
@@ -46,7 +47,7 @@ WITHOUT_DRAWS = {
     "free_at",
 }
 WITHOUT_DRAWS = {"natural", "adp", "free_at"}
-WITHOUT_DRAWS |= {"mma"}  # at first: no image to search for
+WITHOUT_DRAWS |= {"mma", "cat_customized"}  # at first: no image to search for, no radius that softens a label
 
 
 def methods_but(left_out):

@@ -41,7 +41,7 @@ def test_two_halves_of_a_batch_give_the_step_of_the_whole(ended):
     torch.testing.assert_close(dict(alone.state_dict()), together, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "memory"), [("iaat", "radii"), ("mma", "margins")])
+@pytest.mark.parametrize(("name", "memory"), [("iaat", "radii"), ("mma", "margins"), ("cat_customized", "radii")])
 def test_every_rank_has_the_values_of_all_images(name, memory, ended):
     first, second = (rank["whole"]["per_image"][memory] for rank in ended[name])
     assert torch.equal(first, second)
