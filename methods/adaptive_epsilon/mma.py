@@ -176,7 +176,8 @@ class MMA(AdversarialTraining):
         """Measure the margins of held-out images ``(n, 1)``, by PGD at the whole epsilon and then by bisection."""
         x, y, index = batch
         network, threat = self.classifier(), self.threat
-        with in_mode(network, "eval"), torch.no_grad():
+        precise = torch.autocast(x.device.type, enabled=False)
+        with torch.no_grad(), precise, in_mode(network, "eval"):
             start = threat.project(x + threat.epsilon * uniform(x, index.tolist(), self.seed, "margin"), x)
             attacked = pgd(
                 network,
