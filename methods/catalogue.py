@@ -17,6 +17,7 @@ _HOMES = [
     "regularization.alp:ALP",
     "regularization.trades:TRADES",
     "regularization.mart:MART",
+    "regularization.llr:LLR",
     "curriculum.fat:FAT",
     "ensemble.adp:ADP",
     "adaptive_epsilon.iaat:IAAT",
@@ -25,6 +26,8 @@ _HOMES = [
     "semi_supervised.rst:RST",
     "efficient.free_at:FreeAT",
     "efficient.fast_at:FastAT",
+    "efficient.gradalign:GradAlign",
+    "efficient.fgsmr:FGSMR",
     "variants.avmixup:AVMixup",
 ]
 

@@ -22,8 +22,11 @@ FORWARD_BACKWARD_UPDATES = {
     "alp": (1 + K + 2, K + 2, 1),  # one forward of twice the images
     "trades": (K + 1 + 2, K + 2, 2),
     "mart": (K + 2, K + 2, 2),
+    "llr": (K + 3, K + 4, 1),
     "adp": (3, 3, 1),  # one forward and backward of each member
     "fast_at": (2, 2, 2),
+    "gradalign": (3, 4, 3),
+    "fgsmr": (3, 5, 3),
     "fat": (K + 1, K + 1, 1),
     "avmixup": (K + 1, K + 1, 1),
     "iaat": (K + 2, K + 1, K + 2),  # in its warm-up
@@ -48,6 +51,8 @@ WITHOUT_DRAWS = {
     "mma",  # at first: no image is sure enough to be attacked
     "cat_customized",  # at first: no radius that softens a label
 }
+LINF_ONLY = {"free_at", "gradalign", "fgsmr"}  # they say so
+WITHOUT_DRAWS = {"natural", "adp", "free_at", "gradalign", "fgsmr"}
 
 
 def methods_but(left_out):
