@@ -37,7 +37,8 @@ class FGSMR(TwoGradients):
 
     Warning: formula, lambda and schedule may differ from the paper's. Warning: a network lowers the term most cheaply
     by shrinking all its gradients, which is masking: compare ``curvature`` with ``gradient_length``, and rank by the
-    worst case over attacks. Warning: its one-step attack is not what it costs; in seconds it may come near PGD-7.
+    worst case over attacks. Warning: the passes counted flatter it, because two of them are differentiated twice: on a
+    small network a step costs as much as one of PGD-7.
 
     Args:
         lam: weight of the term; None for ``factor`` epsilon^2 D, with D the number of input values and the epsilon in

@@ -20,7 +20,7 @@ class GradAlign(TwoGradients):
 
     with :math:`\ell` the cross-entropy of an image.
 
-    Source: Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617, equation 4. Reading: the gradient at x is
+    Source: Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617. Reading: the gradient at x is
     FGSM's own and detached; the training code takes it through a clip that halves it at pixels of exactly 0 or 1, the
     README does not, and neither do we. Reading: images without a gradient at either point are left out of the mean; if
     none is left the term is 0. Reading: train mode throughout, so that BatchNorm's statistics move three times a step;
@@ -107,6 +107,6 @@ class GradAlign(TwoGradients):
 
 def cosines(one: Tensor, other: Tensor) -> Tensor:
     """Give the cosine of each pair of gradients ``(n, c, h, w)`` in which neither is 0; ``(m,)`` with m <= n."""
-    there = ((l2_length(one) != 0) & (l2_length(other) != 0)).flatten()
-    one, other = one[there], other[there]
+    compared = ((l2_length(one) != 0) & (l2_length(other) != 0)).flatten()
+    one, other = one[compared], other[compared]
     return (one / l2_length(one) * (other / l2_length(other))).flatten(1).sum(1)
