@@ -5,7 +5,6 @@ Every attack leaves one verdict per test image. An image that is misclassified a
 
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,18 +17,14 @@ from attacks.carlini_wagner import carlini_wagner_l2
 from attacks.checks import check_classifier, check_images
 from attacks.errors import BadInput
 from attacks.modes import in_mode
-from attacks.objectives import Objective, cross_entropy_with, margin, margin_with
+from attacks.objectives import margin
 from attacks.passes import Passes, counting, networks_in
-from attacks.pgd import pgd
-from attacks.pixels import Pixels
-from attacks.randomness import uniform
 from attacks.threat import ThreatModel
 from benchmark.data import Images
+from benchmark.fixed_steps import Attacked, Subject, Tell, cw20, pgd20, pgd20_any, row, with_shared_cost
 from benchmark.results import evidence
 from benchmark.storage import write_text
 from benchmark.suite import Evaluation
-
-Tell = Callable[[str, int, int], None]
 
 
 class Job(NamedTuple):
@@ -37,41 +32,6 @@ class Job(NamedTuple):
 
     attack: str
     epsilon: float
-
-
-class Attacked(NamedTuple):
-    """What an attack made of a batch: images, and per image the part that fooled it and the passes it cost."""
-
-    adversarial: Tensor
-    by: list[str]
-    forward: Tensor
-    backward: Tensor
-    log: list[str]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is attacked, within what: a network in eval mode, a norm, and the settings of the protocol."""
-
-    network: nn.Module
-    threat: ThreatModel
-    settings: Evaluation
-    tell: Tell | None = None
-
-
-def pgd20(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
-    """PGD on the cross-entropy: 20 steps of epsilon/4 from a uniform start; the LAST iterate counts."""
-    return _fixed_steps(subject, x, y, index, "pgd20", cross_entropy_with(y), any_iterate=False)
-
-
-def pgd20_any(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
-    """PGD-20 of which ANY iterate counts, a stronger attack than the survey's rows used."""
-    return _fixed_steps(subject, x, y, index, "pgd20_any", cross_entropy_with(y), any_iterate=True)
-
-
-def cw20(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
-    """PGD-20 on the margin loss of Carlini and Wagner, which does not saturate where the cross-entropy does."""
-    return _fixed_steps(subject, x, y, index, "cw20", margin_with(y), any_iterate=False)
 
 
 def cw_l2(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
@@ -82,7 +42,7 @@ def cw_l2(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
         found = carlini_wagner_l2(subject.network, x, y)
     near = subject.threat.distance(found, x) <= subject.threat.epsilon
     adversarial = torch.where(near[:, None, None, None], found, x)
-    return _with_shared_cost(adversarial, "cw_l2", passes)
+    return with_shared_cost(adversarial, "cw_l2", passes)
 
 
 def autoattack(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
@@ -104,6 +64,7 @@ ATTACKS: dict[str, Callable[[Subject, Tensor, Tensor, Tensor], Attacked]] = {
     "pgd20": pgd20,
     "pgd20_any": pgd20_any,
     "cw20": cw20,
+    "row": row,
     "cw_l2": cw_l2,
     "autoattack": autoattack,
 }
@@ -170,7 +131,11 @@ def jobs(settings: Evaluation, *, ranked: bool) -> Iterator[Job]:
         raise BadInput(f"there is no attack {unknown[0]!r}: evaluation.attacks takes {', '.join(ATTACKS)}")
     yield Job("clean", 0.0)
     for attack in settings.attacks:
-        if attack not in RANKING_ONLY:
+        if attack == "row":
+            if settings.row is None:
+                raise BadInput("the attack row is what evaluation.row says, but this suite has none: it is for recipes")
+            yield from [Job(attack, float(settings.row.epsilon))] if ranked else []
+        elif attack not in RANKING_ONLY:
             yield from (Job(attack, float(epsilon)) for epsilon in settings.epsilons)
         elif ranked:
             yield from (Job(attack, float(epsilon)) for epsilon in settings.ranked_at)
@@ -218,45 +183,8 @@ def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd
     return frame.head(len(images)), attacked.log
 
 
-def _fixed_steps(
-    subject: Subject, x: Tensor, y: Tensor, index: Tensor, name: str, objective: Objective, *, any_iterate: bool
-) -> Attacked:
-    """Climb from keyed uniform starts inside ball and range; of several restarts the first success counts."""
-    settings, threat = subject.settings, subject.threat
-    adversarial = x
-    with counting(subject.network) as passes:
-        for restart in range(settings.restarts):
-            noise = threat.epsilon * uniform(x, index.tolist(), settings.seed, name, restart, "start")
-            attempt = pgd(
-                subject.network,
-                x,
-                objective,
-                threat,
-                start=threat.project(x + noise, x),
-                steps=settings.steps,
-                step_size=Pixels.read(settings.step_size).at(threat.epsilon),
-                until=(lambda logits: logits.argmax(1) != y) if any_iterate else None,
-                whole_batch=True,
-            )
-            if restart == 0:
-                adversarial = attempt
-            else:
-                with torch.no_grad():
-                    holds = subject.network(adversarial).argmax(1) == y
-                adversarial = torch.where(holds[:, None, None, None], attempt, adversarial)
-    return _with_shared_cost(adversarial, name, passes)
-
-
 def _no_attack(network: nn.Module, x: Tensor) -> Attacked:
-    return _with_shared_cost(x, "clean", Passes(forward=len(x) * len(networks_in(network))))
-
-
-def _with_shared_cost(adversarial: Tensor, name: str, passes: Passes) -> Attacked:
-    """Share the passes of a batch equally: fixed-step attacks spend the same on every image."""
-    images = len(adversarial)
-    forward = torch.full((images,), passes.forward / images)
-    backward = torch.full((images,), passes.backward / images)
-    return Attacked(adversarial, [name] * images, forward, backward, [])
+    return with_shared_cost(x, "clean", Passes(forward=len(x) * len(networks_in(network))))
 
 
 def _check_moved(threat: ThreatModel, adversarial: Tensor, x: Tensor, job: Job) -> None:

@@ -10,13 +10,19 @@ def listing(what: str) -> list[str]:
         rows = [(key, _summary(key)) for key in catalogue.names()]
     elif what == "suites":
         rows = [(name, _setting(suite.load(name))) for name in suite.names()]
+        rows += [(name, _recipe(suite.load(name))) for name in suite.recipes()]
     elif what == "datasets":
-        rows = [(name, data.describe(name).summary) for name in data.names()]
+        rows = [(name, data.describe(name).summary) for name in [*data.names(), *data.described_only()]]
     else:
         rows = [(name, architectures.describe(name)) for name in architectures.names()]
         rows.append(("torchvision/NAME", "Any torchvision classifier, such as torchvision/resnet18, untrained."))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
+
+
+def _recipe(found: suite.Suite) -> str:
+    how = "no row in Table 1" if found.evaluation.row is None else f"its row: {found.evaluation.row}"
+    return f"{found.title}: {found.dataset.name}, {found.network.name}, {found.recipe.epochs} epochs, {how}"
 
 
 def _setting(found: suite.Suite) -> str:

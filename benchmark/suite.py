@@ -14,6 +14,7 @@ from attacks.pixels import Pixels, fraction
 from attacks.threat import ThreatModel
 from benchmark.data.description import Augmentation
 from benchmark.errors import BadInput
+from benchmark.row_attack import RowAttack
 from benchmark.storage import read_yaml
 from benchmark.user_code import UserCode, anchored
 from methods.recipe import Recipe
@@ -60,7 +61,10 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """Which network: a name of ``atbench list architectures``, or a user's FILE:BUILDER, and its settings."""
+    """Which network: a name of ``atbench list architectures``, or a user's FILE:BUILDER, and its settings.
+
+    Among the settings of one of ours, ``mean`` and ``std`` replace those of the data set; null for no normalisation.
+    """
 
     name: str = "digits_cnn"
     settings: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +84,7 @@ class Evaluation:
         checkpoints: which of a run's networks are attacked; AutoAttack runs on ``ranked_checkpoint`` only.
         steps, step_size, restarts: of the two fixed-step attacks.
         seed: of all draws.
+        row: the attack of the method's row of Table 1, where ``attacks`` names ``row``; for published recipes.
     """
 
     epsilons: list[float | str] = field(default_factory=lambda: ["8/255"])
@@ -93,6 +98,7 @@ class Evaluation:
     step_size: str | float = "epsilon/4"
     restarts: int = 1
     seed: int = 0
+    row: RowAttack | None = None
 
     def __post_init__(self) -> None:
         for name in ("epsilons", "ranked_at"):
@@ -111,6 +117,11 @@ class Evaluation:
         if self.images is not None and self.images < 1:
             raise BadInput(f"evaluation.images is 1 or more, but found {self.images}")
         Pixels.read(self.step_size, "evaluation.step_size")
+        if self.row is not None and self.row.epsilon not in self.ranked_at:
+            raise BadInput(
+                f"evaluation.row.epsilon lies among evaluation.ranked_at, {self.ranked_at}, "
+                f"but found {self.row.epsilon}"
+            )
 
 
 @dataclass(frozen=True)
@@ -153,16 +164,22 @@ class Suite:
     def as_plain(self) -> dict[str, Any]:
         """Give the suite as values that YAML holds, every default written out but those of a user's own code."""
         values: dict[str, Any] = _plain(asdict(self))
-        code = [(values["dataset"], "code"), (values["network"], "code"), (values, "own"), (values, "against")]
-        for holder, key in code:
+        seldom = [(values["dataset"], "code"), (values["network"], "code"), (values, "own"), (values, "against")]
+        seldom.append((values["evaluation"], "row"))
+        for holder, key in seldom:
             if not holder[key]:
                 del holder[key]
         return values
 
 
 def names() -> list[str]:
-    """List the suites that come with the project."""
+    """List the suites that come with the project, but for the published recipes: :mod:`benchmark.published`."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def recipes() -> list[str]:
+    """List the published recipes that come with the project, such as ``published/trades``."""
+    return sorted(f"published/{path.stem}" for path in (FOLDER / "published").glob("*.yaml"))
 
 
 def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
@@ -219,7 +236,8 @@ def _read(name: str, above: tuple[Path, ...]) -> tuple[Path, dict[str, Any]]:
     if path.resolve() in above:
         raise BadInput(f"{above[-1]}: based_on leads in a circle, back to {path}")
     if not path.is_file():
-        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
+        known = recipes() if name.startswith("published") or f"published/{name}" in recipes() else names()
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}, or give a .yaml file"
         where = f"{above[-1]}: based_on: " if above else ""
         raise BadInput(f"{where}there is no suite {name!r}: {hint}")

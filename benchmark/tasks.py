@@ -160,7 +160,7 @@ def same_measurement(
         )
 
 
-_WAY = ("images", "batch_size", "steps", "step_size", "restarts", "seed")
+_WAY = ("images", "batch_size", "steps", "step_size", "restarts", "seed", "row")
 
 
 def expected_parts(settings: Evaluation, test_images: int) -> int:

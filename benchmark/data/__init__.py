@@ -1,6 +1,6 @@
 """Data sets by name, split as the protocol says, and the Lightning module that feeds them to training."""
 
-from benchmark.data.description import Description, describe, names
+from benchmark.data.description import Description, describe, described_only, names
 from benchmark.data.errors import CorruptData, MissingData
 from benchmark.data.hidden_labels import HiddenLabels, LabelChoice
 from benchmark.data.images import Images, Splits, check, fixed_order
@@ -20,6 +20,7 @@ __all__ = [
     "TensorData",
     "check",
     "describe",
+    "described_only",
     "fixed_order",
     "load",
     "names",

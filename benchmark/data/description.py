@@ -3,7 +3,7 @@
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from benchmark.data.augment import Style
 from benchmark.errors import BadInput
@@ -22,6 +22,7 @@ class Description:
             training leave the images as they are.
         extra_from: training images numbered from here on are extra ones, which some methods use without their labels;
             None for a set without.
+        readable: whether :func:`benchmark.data.load` can read it; some are only described, for published recipes.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Description:
     std: tuple[float, ...]
     augmentation: Augmentation = "none"
     extra_from: int | None = None
+    readable: bool = True
 
     @property
     def moves(self) -> Style:
@@ -45,6 +47,14 @@ class Description:
 # Of the 73,257 training images alone: svhn_extra has the same figures, so that both train the same network. (With the
 # extra images they would be .4310 .4302 .4463 and .1965 .1984 .1992, by DeVries & Taylor's code for cutout.)
 _SVHN_MEAN, _SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+
+_IMAGENET: dict[str, Any] = {
+    "classes": 1_000,
+    "channels": 3,
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "augmentation": "crop4+flip",  # for want of the random resized crop of its recipes
+}
 
 # Means and deviations of digits, mnist and cifar10 were measured for this project, and a test repeats it. Those of
 # fashion_mnist, cifar100 and svhn are the ones in common use, which could not be measured again for want of the images;
@@ -123,13 +133,56 @@ _KNOWN = {
             augmentation="crop4",
             extra_from=73_257,
         ),
+        # Described for the published recipes that use them, and not readable yet. Mean and deviation as in common use.
+        Description(
+            name="cifar10_tiny",
+            summary="CIFAR-10 and 500,000 Tiny Images with pseudo-labels (Carmon et al., 2019); described only",
+            classes=10,
+            channels=3,
+            size=32,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            augmentation="crop4+flip",
+            extra_from=50_000,
+            readable=False,
+        ),
+        Description(
+            name="tiny_imagenet",
+            summary="110,000 photographs of 200 kinds of things, 64x64 RGB (Le & Yang, 2015); described only",
+            classes=200,
+            channels=3,
+            size=64,
+            mean=(0.4802, 0.4481, 0.3975),
+            std=(0.2770, 0.2691, 0.2821),
+            augmentation="crop4+flip",
+            readable=False,
+        ),
+        Description(
+            name="imagenet",
+            summary="1,331,167 photographs of 1,000 kinds of things, 224x224 RGB (ILSVRC 2012); described only",
+            readable=False,
+            size=224,
+            **_IMAGENET,
+        ),
+        Description(
+            name="imagenet299",
+            summary="ImageNet at 299x299 pixels, for Inception v3; described only",
+            readable=False,
+            size=299,
+            **_IMAGENET,
+        ),
     )
 }
 
 
 def names() -> list[str]:
-    """List the data sets by name, sorted."""
-    return sorted(_KNOWN)
+    """List the data sets that can be read, by name, sorted."""
+    return sorted(name for name in _KNOWN if _KNOWN[name].readable)
+
+
+def described_only() -> list[str]:
+    """List the data sets that no reader exists for, by name, sorted."""
+    return sorted(name for name in _KNOWN if not _KNOWN[name].readable)
 
 
 def describe(name: str) -> Description:
@@ -139,6 +192,6 @@ def describe(name: str) -> Description:
         BadInput: no such data set; the message suggests the nearest name.
     """
     if name not in _KNOWN:
-        (near,) = difflib.get_close_matches(name, names(), n=1, cutoff=0)
+        (near,) = difflib.get_close_matches(name, list(_KNOWN), n=1, cutoff=0)
         raise BadInput(f"no data set is called {name!r}; did you mean {near}? Known: {', '.join(names())}")
     return _KNOWN[name]

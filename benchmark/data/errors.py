@@ -30,3 +30,11 @@ def corrupt(name: str, file: Path, reason: str) -> CorruptData:
         f"  you have a good copy:    put it there\n"
         f"  you want it downloaded:  delete the file, then --download"
     )
+
+
+def unreadable(name: str) -> MissingData:
+    """Say what can be done with a data set that is only described."""
+    return MissingData(
+        f"{name} is described, but not readable yet: only `atbench train --recipe RECIPE --dry` works, on random "
+        "images of its shape"
+    )

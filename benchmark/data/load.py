@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmark.data import idx, own, sources, svhn
 from benchmark.data.description import Description, describe
+from benchmark.data.errors import unreadable
 from benchmark.data.images import Images, Splits, fixed_order
 from benchmark.errors import BadInput
 from benchmark.user_code import UserCode
@@ -69,6 +70,8 @@ def load(
     if code is not None:
         return own.load(code, fold=fold, train_images=train_images, validation_images=validation_images)
     description = describe(name)
+    if not description.readable:
+        raise unreadable(name)
     folds = FOLDS if name == "digits" else 1
     if not 0 <= fold < folds:
         raise BadInput(f"{name} has {folds} fold(s), counted from 0; got fold {fold}")

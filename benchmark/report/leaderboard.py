@@ -13,7 +13,7 @@ from benchmark.results.cards import Cards, Suite
 from benchmark.results.statistics import holm, paired_difference, rank_intervals, verdict
 from benchmark.results.worst_case import WORST_CASE
 
-ATTACKS = ["clean", "pgd20", "cw20", "autoattack", WORST_CASE]
+ATTACKS = ["clean", "pgd20", "cw20", "row", "autoattack", WORST_CASE]
 STAGES = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]  # the order in which AutoAttack standard tries
 _MEASURED = [f"{attack}{end}" for attack in ATTACKS for end in ("", "_low", "_high")]
 LEADERBOARD = [

@@ -5,7 +5,7 @@ import pandas as pd
 from benchmark.results import survey
 from benchmark.results.cards import Suite
 
-_MEASURED = {"clean": "clean", "pgd20": "pgd20", "cw20": "cw20", "autoattack": "autoattack"}
+_MEASURED = ["clean", "pgd20", "cw20", "row", "autoattack"]
 MEASURED = [
     *("measured_suite", "measured_track", "measured_dataset", "measured_network", "measured_epsilon"),
     "measured_checkpoint",
@@ -33,9 +33,10 @@ def _measured(suite: Suite, leaderboard: pd.DataFrame, row: pd.Series) -> dict[s
         & (leaderboard.epsilon == suite.headline_epsilon)
         & ~((suite.track == "common") & leaderboard.labels.notna())  # no figure with extra images beside those
     ]
-    if own.empty or own.iloc[0][list(_MEASURED)].isna().all():
+    if own.empty or own.iloc[0][_MEASURED].isna().all():
         return nothing
     line = own.iloc[0]
+    epsilon, as_the_row = float(line.epsilon), not pd.isna(line["row"])
     figures = {
         f"measured_{attack}{end}": 100 * line[f"{attack}{end}"] for attack in _MEASURED for end in ("", "_low", "_high")
     }
@@ -48,18 +49,24 @@ def _measured(suite: Suite, leaderboard: pd.DataFrame, row: pd.Series) -> dict[s
         "measured_network": line.network or suite.network,
         "measured_epsilon": line.epsilon,
         "measured_checkpoint": line.checkpoint,
-        "differences": differences(row, suite.dataset, str(line.network or suite.network), float(line.epsilon)),
+        "differences": differences(
+            row, suite.dataset, str(line.network or suite.network), epsilon, as_the_row=as_the_row
+        ),
     }
 
 
-def differences(row: pd.Series, dataset: str, network: str, epsilon: float) -> str:
-    """Name what parts the setting of a survey row from ours: ``data set``, ``network``, ``epsilon`` and so on."""
+def differences(row: pd.Series, dataset: str, network: str, epsilon: float, *, as_the_row: bool = False) -> str:
+    """Name what parts the setting of a survey row from ours: ``data set``, ``network``, ``epsilon`` and so on.
+
+    Args:
+        as_the_row: whether the row's own attack was measured too, beside the standard ones.
+    """
     published = survey.number(row.eval_epsilon)
     found = {
         "data set": survey.letters(row.dataset_read) != survey.letters(dataset),
         "network": survey.letters(row.network_read) != survey.letters(network),
         "epsilon": not abs(published - epsilon) < 1e-3,  # NaN, an unknown epsilon, counts as different
-        "attack": (row.eval_loss, row.eval_steps, row.eval_targeted) != ("ce", "20", "no"),
+        "attack": not as_the_row and (row.eval_loss, row.eval_steps, row.eval_targeted) != ("ce", "20", "no"),
         "transfer attack": row.transfer_source != "",
         "extra data": not row.extra_data.startswith("no"),
         "checkpoint chosen on the test set": row.checkpoint == "best-on-test",

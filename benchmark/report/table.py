@@ -13,6 +13,7 @@ _COLUMNS = {  # heading: attack
     "clean": "clean",
     "PGD-20": "pgd20",
     "CW-20": "cw20",
+    "row's attack": "row",
     "AutoAttack": "autoattack",
     "worst case": "worst_case",
 }
@@ -24,13 +25,21 @@ _LATEX = {
 
 
 def csv(table: pd.DataFrame, note: str) -> str:
-    """Return ``table`` as CSV; the suite's warning is the last column, ``suite_note``, where no parser trips on it."""
+    """Return ``table`` as CSV; the suite's warning is the last column, ``suite_note``, where no parser trips on it.
+
+    Columns of the attack of a row of Table 1 are there only where a published recipe was measured.
+    """
+    seldom = [name for name in table.columns if re.fullmatch(r"(measured_)?row(_low|_high)?", str(name))]
+    table = table.drop(columns=seldom) if table[seldom].isna().all(axis=None) else table
     return table.assign(suite_note=note).to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 def readable_leaderboard(summary: Summary) -> pd.DataFrame:
     """Return the leaderboard as strings: accuracies in percent with their interval, empty where not measured."""
     alarmed = summary.leaderboard.alarm.ne("").any()
+    shown = {
+        name: attack for name, attack in _COLUMNS.items() if attack != "row" or summary.leaderboard.row.notna().any()
+    }
     taught = {
         "labels": lambda line: _labels(line),
         "teacher's passes": lambda line: _whole(line["teacher_passes"]),
@@ -44,7 +53,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "status": lambda line: line["status"],
             "checkpoint": lambda line: line["checkpoint"],
             "epsilon": lambda line: "" if _absent(line["epsilon"]) else epsilon_text(line["epsilon"]),
-            **{heading: _accuracy(attack, scale=100) for heading, attack in _COLUMNS.items()},
+            **{heading: _accuracy(attack, scale=100) for heading, attack in shown.items()},
             **({"alarm": lambda line: line["alarm"]} if alarmed else {}),
             "seeds": lambda line: _whole(line["seeds"]),
             "images": lambda line: _whole(line["images"]),
@@ -66,6 +75,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
 
 def readable_table1(summary: Summary) -> pd.DataFrame:
     """Return Table 1 for readers, in percent: printed, by others, ours, and what separates the settings."""
+    as_the_row = {"ours: row's attack": _accuracy("measured_row", scale=1)}
     return _strings(
         summary.table1,
         {
@@ -73,6 +83,7 @@ def readable_table1(summary: Summary) -> pd.DataFrame:
             "method": lambda line: line["method_key"],
             "published": lambda line: line["accuracy_percent"],
             "AutoAttack by others": lambda line: _by_others(line),
+            **(as_the_row if summary.table1.measured_row.notna().any() else {}),
             "ours: PGD-20": _accuracy("measured_pgd20", scale=1),
             "ours: AutoAttack": _accuracy("measured_autoattack", scale=1),
             "data set": lambda line: line["dataset_read"],

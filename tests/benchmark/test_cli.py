@@ -40,8 +40,8 @@ def test_help_without_a_command_tells_of_all_of_them(atbench, capsys):
     ("what", "names"),
     [
         ("methods", catalogue.names()),
-        ("suites", suite.names()),
-        ("datasets", data.names()),
+        ("suites", [*suite.names(), *suite.recipes()]),
+        ("datasets", [*data.names(), *data.described_only()]),
         ("architectures", [*architectures.names(), "torchvision/NAME"]),
     ],
 )
