@@ -97,9 +97,16 @@ def _run_words(parser: ArgumentParser) -> None:
 
 
 def _train_words(parser: ArgumentParser) -> None:
-    """Train one method in a suite's setting; the weights and their card stay in a folder of their own."""
-    parser.add_argument("method", help=_A_METHOD)
-    parser.add_argument("--suite", default="digits-common", help="whose setting (default: digits-common)")
+    """Train one method, in a suite's setting or in its published one.
+
+    The weights and their card stay in a folder of their own.
+    """
+    parser.add_argument("method", nargs="?", help=f"{_A_METHOD}; not with --recipe")
+    parser.add_argument("--suite", metavar="NAME", help="whose setting (default: digits-common)")
+    recipe = "method and setting of a row of the survey, such as published/trades: see `atbench list suites`"
+    parser.add_argument("--recipe", metavar="NAME", help=recipe)
+    dry = "one step on two images and a short attack instead; works without the data set, and leaves nothing behind"
+    parser.add_argument("--dry", action="store_true", help=dry)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
     _add_common(parser)
 
@@ -199,6 +206,8 @@ def _train(chosen: Namespace) -> int:
     return commands.train(
         chosen.method,
         chosen.suite,
+        recipe=chosen.recipe,
+        dry=chosen.dry,
         seed=chosen.seed,
         changes=_changes(chosen),
         checkpoints=chosen.checkpoints,

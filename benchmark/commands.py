@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmark import own_parts
+from benchmark import own_parts, published
 from benchmark.data import load as load_data
 from benchmark.devices import Devices
 from benchmark.display import Display
@@ -84,9 +84,11 @@ def run(
 
 
 def train(
-    method: str,
-    suite_name: str,
+    method: str | None,
+    suite_name: str | None = None,
     *,
+    recipe: str | None = None,
+    dry: bool = False,
     seed: int,
     changes: Mapping[str, Any],
     checkpoints: Path,
@@ -97,13 +99,24 @@ def train(
     network: str | None = None,
     loggers: tuple[str, ...] = (),
 ) -> int:
-    """Train one method in a suite's setting and say where its weights are; returns the exit code."""
+    """Train one method in a suite's setting, or a recipe's, and say where its weights are; returns the exit code.
+
+    Args:
+        recipe: in place of ``method`` and ``suite_name``.
+        dry: only try it out: :mod:`benchmark.dry`.
+    """
     check_loggers(loggers)
-    suite = own_parts.with_methods(_load(suite_name, changes, dataset, network), [method])
+    name, method = published.what_to_train(method, suite_name, recipe)
+    suite = own_parts.with_methods(_load(name, changes, dataset, network), [method])
     suite = dataclasses.replace(suite, seeds=[seed], dataset=_one_fold(suite))
     places = Places(checkpoints, checkpoints, data_root, download, devices, loggers)
     _fetch(suite, places)
     (experiment,) = plan(suite, data_root)
+    if dry:
+        from benchmark.dry import dry_run
+
+        Console().out(f"{name}\n{dry_run(experiment, suite.evaluation, data_root)}", highlight=False)
+        return 0
     devices.share(suite.recipe.batch_size)
     devices.check()
     _test_images(suite, experiment.fold, places)  # before the name, which may depend on the labels of the data

@@ -151,7 +151,9 @@ def build_network(choice: NetworkChoice, data: Description, seed: int, member: i
             classes=data.classes,
             channels=data.channels,
             size=data.size,
-            **{"mean": data.mean, "std": data.std, **choice.settings},
+            mean=data.mean,
+            std=data.std,
+            **choice.settings,
         )
 
 

@@ -8,8 +8,8 @@
     title: TRADES, published recipe
     note: >-                           # what this cannot repeat: an augmentation, a data set, a network's detail
     track: published
-    dataset: {...}                     # name, augment; labels where the method hides some
-    network: {...}                     # name, settings (mean and std: null for images that are not normalised)
+    dataset: {...}                     # name, augment (crop4+flip, ...); labels where the method hides some
+    network: {...}                     # name, settings (normalise: none | per_image | data | {mean, std})
     threat: {...}                      # the TRAINING radius
     recipe: {...}                      # optimizer, schedule and what else differs from the defaults of Recipe
     methods:
@@ -54,3 +54,20 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
             f"name the method and --suite {name}"
         )
     return found
+
+
+def what_to_train(method: str | None, suite_name: str | None, recipe: str | None) -> tuple[str, str]:
+    """Give the name of the suite and the method that a person asks for by METHOD and --suite, or by --recipe.
+
+    Raises:
+        BadInput: for both, for neither, or as :func:`load`.
+    """
+    if recipe is None:
+        if method is None:
+            raise BadInput("train takes a METHOD, as in `atbench train trades`, or --recipe, as published/trades")
+        return suite_name or "digits-common", method
+    if method is not None or suite_name is not None:
+        given = f"the method {method}" if method is not None else f"--suite {suite_name}"
+        raise BadInput(f"--recipe {recipe} says what is trained and how: leave out {given}, or --recipe")
+    (only,) = load(recipe).methods
+    return recipe, only

@@ -1,7 +1,11 @@
 """The attack behind a figure of the survey's Table 1, as a published recipe writes it down."""
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 from attacks.pixels import Pixels, fraction
 from benchmark.errors import BadInput
@@ -54,3 +58,26 @@ class RowAttack:
         words += [f"{self.target.replace('_', ' ')} target"] if self.target != "none" else []
         words += [f"{self.restarts} restarts"] if self.restarts > 1 else []
         return ", ".join(words)
+
+
+def check(values: Any) -> None:
+    """Raise BadInput, with the key's name, for ``values`` that are no row's attack.
+
+    A suite's parser finds the same mistakes, but as one of two things that might have been meant, a row or none.
+    """
+    if not isinstance(values, Mapping):
+        raise BadInput(f"evaluation.row holds keys and their values, but found {values!r}")
+    known = list(RowAttack.__dataclass_fields__)
+    if stray := [str(key) for key in values if key not in known]:
+        near = difflib.get_close_matches(stray[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+        raise BadInput(f"there is no key evaluation.row.{stray[0]}: {hint}")
+    if missing := [key for key in ("epsilon", "steps") if key not in values]:
+        raise BadInput(f"evaluation.row says {missing[0]}, but found only {', '.join(map(str, values)) or 'nothing'}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RowAttack)
+    try:
+        RowAttack(**dict(parser.parse_object(dict(values))))
+    except ArgumentError as error:
+        reason = " ".join(str(error).split()).replace("Parser key ", "").replace("typing.", "").replace('"', "")
+        raise BadInput(f"evaluation.row.{reason}") from None

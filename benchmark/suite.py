@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from attacks.pixels import Pixels, fraction
 from attacks.threat import ThreatModel
+from benchmark import row_attack
 from benchmark.data.description import Augmentation
 from benchmark.errors import BadInput
 from benchmark.row_attack import RowAttack
@@ -61,10 +62,7 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """Which network: a name of ``atbench list architectures``, or a user's FILE:BUILDER, and its settings.
-
-    Among the settings of one of ours, ``mean`` and ``std`` replace those of the data set; null for no normalisation.
-    """
+    """Which network: a name of ``atbench list architectures``, or a user's FILE:BUILDER, and its settings."""
 
     name: str = "digits_cnn"
     settings: dict[str, Any] = field(default_factory=dict)
@@ -208,6 +206,8 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
     try:
         if "epsilon" in values.get("threat", {}):
             values["threat"] |= {"epsilon": fraction(values["threat"]["epsilon"], "threat.epsilon")}
+        if values.get("evaluation", {}).get("row") is not None:
+            row_attack.check(values["evaluation"]["row"])
         suite = Suite(**dict(parser.instantiate(parser.parse_object(values))))
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
@@ -236,8 +236,8 @@ def _read(name: str, above: tuple[Path, ...]) -> tuple[Path, dict[str, Any]]:
     if path.resolve() in above:
         raise BadInput(f"{above[-1]}: based_on leads in a circle, back to {path}")
     if not path.is_file():
-        known = recipes() if name.startswith("published") or f"published/{name}" in recipes() else names()
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        near = [recipe for recipe in recipes() if recipe == f"published/{name}"]
+        near = near or difflib.get_close_matches(name, recipes() if "/" in name else names(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}, or give a .yaml file"
         where = f"{above[-1]}: based_on: " if above else ""
         raise BadInput(f"{where}there is no suite {name!r}: {hint}")

@@ -85,7 +85,7 @@ def train(
     resume = folder / RESUME
     books = [SameWork(experiment), best, cost, History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]
     settings = _yaml_ready(experiment.identity())
-    with _quiet(), listening(loggers, experiment.name, folder, settings) as listeners:
+    with quiet(), listening(loggers, experiment.name, folder, settings) as listeners:
         trainer = _trainer(experiment, method, devices, books, listeners)
         trainer.fit(method, datamodule=data, ckpt_path=_readable(resume), weights_only=True)
     if not trainer.is_global_zero:
@@ -142,7 +142,7 @@ def _trainer(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Lightning's greetings and its advice on workers and intervals off the terminal; errors still come."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
