@@ -107,6 +107,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     evaluation = suite.content["evaluation"]
     threat = dict(suite.content.get("threat") or {})
     engines = sorted({engine for engine in summary.leaderboard.engine if engine})
+    row = dict(evaluation.get("row") or {})  # of the method's row of Table 1, in published recipes
     attacks = [str(attack) for attack in evaluation.get("attacks") or []]
     sure = "Wilson for a single network; over several, a bootstrap over images and networks together"
     found = {
@@ -119,6 +120,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         "methods": ", ".join(summary.methods),
         "seeds": ", ".join(str(seed) for seed in suite.content.get("seeds") or []),
         "attacks": ", ".join(attacks),
+        "row's attack": ", ".join(f"{key} {value}".replace("_", " ") for key, value in row.items() if value != ""),
         "epsilons": ", ".join(epsilon_text(number(str(epsilon))) for epsilon in evaluation.get("epsilons") or []),
         "ranked at": f"{', '.join(map(epsilon_text, suite.ranked_at))}, on the {suite.ranked_checkpoint} checkpoint, "
         "inside each class, by the worst case per image over all attacks at this or a smaller epsilon",

@@ -73,6 +73,9 @@ def number(text: str) -> float:
 
 
 def letters(network: str) -> str:
-    """Reduce the name of a network or data set to what two spellings share: ``WideResNet-34-10`` to ``wrn3410``."""
-    plain = network.lower().replace("wideresnet", "wrn")
+    """Reduce the name of a network or data set to what two spellings share: ``WideResNet-34-10`` to ``wrn3410``.
+
+    What stands in parentheses behind it, a remark, is left out.
+    """
+    plain = network.lower().removeprefix("torchvision/").replace("wideresnet", "wrn").partition(" (")[0]
     return "".join(letter for letter in plain if letter.isalnum())

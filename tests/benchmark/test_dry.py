@@ -114,6 +114,13 @@ def test_the_rows_attack_is_measured_and_has_its_columns(atbench, capsys, tmp_pa
     assert "ours: row's attack" in (tmp_path / "report" / "table1.md").read_text()
     assert len(list((tmp_path / "report" / "evidence").glob("*/last/row@0.15/part-*.parquet"))) == 1
     assert not list((tmp_path / "report" / "evidence").glob("*/best/row@*"))
+    assert "epsilon 0.15, steps 3, loss margin, target none" in (tmp_path / "report" / "index.html").read_text()
+    capsys.readouterr()
+    assert atbench("run", "mine.yaml", "--output", "report") == 0
+    assert "everything in mine is finished already" in capsys.readouterr().err
+    stronger = ["--set", "evaluation.row.steps=4"]
+    assert atbench("run", "mine.yaml", "--output", "report", *stronger) == 2
+    assert "holds results measured with another evaluation.row.steps" in capsys.readouterr().err
 
 
 def test_without_a_rows_attack_there_are_no_columns_for_it(atbench, tmp_path):
