@@ -18,6 +18,7 @@ _HOMES = [
     "regularization.trades:TRADES",
     "regularization.mart:MART",
     "regularization.llr:LLR",
+    "curriculum.cat_curriculum:CATCurriculum",
     "curriculum.dynamic_at:DynamicAT",
     "curriculum.fat:FAT",
     "ensemble.adp:ADP",
