@@ -24,6 +24,7 @@ def pgd(
     keep: Literal["last", "best"] = "last",
     until: Callable[[Tensor], Tensor] | None = None,
     patience: int | Tensor = 1,
+    stationary: Callable[[Tensor, Tensor], Tensor] | None = None,
     jitter: Callable[[Tensor], Tensor] | None = None,
     whole_batch: bool = False,
 ) -> Tensor:
@@ -41,6 +42,9 @@ def pgd(
         until: logits to a mask ``(n,)``. An image for which it held ``patience`` times (counted before each step)
             stays where it is: with patience 1 and "misclassified", the first success counts (any iterate).
         patience: one number, or one per image ``(n,)``.
+        stationary: iterate and gradient, both like ``x``, to a mask ``(n,)``. An image for which it holds, asked before
+            each step, stays where it is from then on; of one that no longer goes through the network it sees the last
+            gradient again.
         jitter: called before each step with the mask ``(n,)`` of the images that take it; the noise that it gives, like
             ``x``, is added to the step before the projection. The caller draws it, too.
         whole_batch: send images that have stopped through the network all the same, so that every forward has one shape
@@ -49,15 +53,16 @@ def pgd(
     Returns:
         images like ``x``, without a graph.
     Source: Madry et al., ICLR 2018, arXiv:1706.06083; ``keep="best"`` as in MadryLab/robustness; ``until`` as the early
-    stop of Zhang et al., ICML 2020, arXiv:2002.11242.
+    stop of Zhang et al., ICML 2020, arXiv:2002.11242; ``stationary`` as in Wang et al., ICML 2019, arXiv:2112.08304.
     """
     adversarial = start.detach().clone()
     alpha = per_image(step_size, x) if isinstance(step_size, Tensor) else step_size
     left = torch.as_tensor(patience, device=x.device).expand(len(x)).clone()
     moving = torch.ones(len(x), dtype=torch.bool, device=x.device)
     rows: Tensor | slice = slice(None)  # of the images that go through the network
-    droppable = not (until is None or whole_batch or any(module.training for module in network.modules()))
-    logits = x.new_empty(0)
+    stopping = until is not None or stationary is not None
+    droppable = stopping and not (whole_batch or any(module.training for module in network.modules()))
+    logits, gradient = x.new_empty(0), x.new_empty(0)
     best, best_value = adversarial, torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
     for _ in range(steps):
         point = adversarial[rows].requires_grad_()
@@ -69,15 +74,19 @@ def pgd(
             best, best_value = _better(best, best_value, adversarial, value.detach())
         if until is not None:
             left = left - until(logits.detach()).to(left.dtype)
-            moving = left > 0
+            moving = moving & (left > 0)
             if not moving.any():
                 break
         (slope,) = torch.autograd.grad(value.sum(), point)  # a mean would tie an image's step to its batch
-        gradient = _placed(slope, rows, adversarial)  # whatever stands for those that have stopped: they do not move
+        gradient = _placed(slope, rows, gradient)
+        if stationary is not None:
+            moving = moving & ~stationary(adversarial, gradient)
+            if not moving.any():
+                break
         moved = adversarial + alpha * threat.direction(gradient)
         moved = threat.project(moved if jitter is None else moved + jitter(moving), x, radius).detach()
         logits = logits.detach()
-        if until is not None:
+        if stopping:
             adversarial = torch.where(per_image(moving, x).bool(), moved, adversarial)
             rows = moving.nonzero().squeeze(1) if droppable else rows
         else:

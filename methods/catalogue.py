@@ -18,6 +18,8 @@ _HOMES = [
     "regularization.trades:TRADES",
     "regularization.mart:MART",
     "regularization.llr:LLR",
+    "curriculum.cat_curriculum:CATCurriculum",
+    "curriculum.dynamic_at:DynamicAT",
     "curriculum.fat:FAT",
     "ensemble.adp:ADP",
     "adaptive_epsilon.iaat:IAAT",

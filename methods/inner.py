@@ -96,11 +96,13 @@ class Inner:
         start: Tensor,
         radius: Tensor | None = None,
         step_size: Tensor | None = None,
+        stationary: Callable[[Tensor, Tensor], Tensor] | None = None,
         jitter: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Attack as :meth:`maximise` does, from a ``start`` and with a ``jitter`` that the method drew itself.
 
-        ``radius`` and ``step_size`` ``(n,)`` give each image its own, in pixel units.
+        ``radius`` and ``step_size`` ``(n,)`` give each image its own, in pixel units; ``stationary`` is that of
+        :func:`attacks.pgd.pgd`.
         """
         with self.conditions(network, x):
             attacked = pgd(
@@ -115,6 +117,7 @@ class Inner:
                 keep=self.keep,
                 until=None if self.patience is None else lambda logits: logits.argmax(1) != y,
                 patience=1 if self.patience is None else self.patience,
+                stationary=stationary,
                 jitter=jitter,
             )
             attacked = attacked.clamp(threat.low, threat.high)  # a start outside is an iterate too

@@ -415,3 +415,53 @@ def test_pgd20_repeats_the_evaluation_script_of_trades():
     assert_images(adversarial, case.expected["x_adv"])
     assert errors == [case.expected["errors_clean"], case.expected["errors_adversarial"]]
     assert passes.forward == case.expected["model_forwards"]["eval"] * len(x)
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_an_image_whose_point_and_gradient_say_so_stops_and_goes_through_the_network_no_more(keep):
+    network, x, y = curved().double(), images(24, dtype=torch.float64), torch.arange(24) % 10
+    sizes, asked = {True: [], False: []}, []
+    rank = torch.arange(24)
+
+    def attack(whole_batch):
+        calls = iter(range(99))
+        handle = network.register_forward_hook(lambda _, inputs, __: sizes[whole_batch].append(len(inputs[0])))
+
+        def stationary(point, gradient):
+            assert point.shape == gradient.shape == x.shape
+            asked.append(gradient)
+            return rank == next(calls)  # image k once, before its step k, and it never moves again
+
+        common = {"start": x, "steps": 5, "step_size": 0.01, "keep": keep, "whole_batch": whole_batch}
+        found = pgd(network, x, cross_entropy_with(y), ThreatModel("linf", 0.1), stationary=stationary, **common)
+        handle.remove()
+        return found
+
+    dropped, whole = attack(False), attack(True)
+    torch.testing.assert_close(dropped, whole, rtol=0, atol=1e-12)
+    assert torch.equal(dropped[0], x[0])
+    common = {"start": x, "step_size": 0.01}
+    if keep == "last":
+        for steps in range(1, 5):
+            shorter = pgd(network, x, cross_entropy_with(y), ThreatModel("linf", 0.1), steps=steps, **common)
+            torch.testing.assert_close(dropped[steps], shorter[steps], rtol=0, atol=1e-12)
+    assert sizes[False][:5] == [24, 23, 22, 21, 20]
+    assert torch.equal(asked[4][0], asked[0][0])  # what stopped it is what the rule sees again
+    assert set(sizes[True]) == {24}
+
+
+def test_no_step_is_taken_once_every_image_is_stationary():
+    network, x, y = curved(), images(8), torch.arange(8)
+    with counting(network) as passes:
+        found = pgd(
+            network,
+            x,
+            cross_entropy_with(y),
+            ThreatModel(),
+            start=x,
+            steps=10,
+            step_size=0.1,
+            stationary=lambda point, gradient: torch.ones(8, dtype=torch.bool),
+        )
+    assert torch.equal(found, x)
+    assert (passes.forward, passes.backward) == (8, 8)

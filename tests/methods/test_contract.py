@@ -27,6 +27,8 @@ FORWARD_BACKWARD_UPDATES = {
     "fast_at": (2, 2, 2),
     "gradalign": (3, 4, 3),
     "fgsmr": (3, 5, 3),
+    "cat_curriculum": (2.5, 2.5, 7),  # in lesson K: four groups of 0 to 3 steps
+    "dynamic_at": (K + 2, K + 2, 1),  # where no image stops early
     "fat": (K + 1, K + 1, 1),
     "avmixup": (K + 1, K + 1, 1),
     "iaat": (K + 2, K + 1, K + 2),  # in its warm-up
@@ -38,6 +40,13 @@ FORWARD_BACKWARD_UPDATES = {
 ON_CLEAN_IMAGES = ("natural", "adp")  # as they come by default
 EXACT = {"fat": {"tau": K}}  # settings with which the passes do not depend on the images
 REACH = {"avmixup": 2, "mma": 4.2}  # how many epsilons away a method's images may lie, where that is more than one
+ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
+EXACT = {  # settings with which the passes do not depend on the images
+    "fat": {"tau": K},
+    "cat_curriculum": {"first_lesson": K},
+    "dynamic_at": {"c_max": 0.0},
+}
+REACH = {"avmixup": 2}  # how many epsilons away a method's images may lie, where that is more than one
 every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
     "free_at"
@@ -53,6 +62,7 @@ WITHOUT_DRAWS = {
 }
 LINF_ONLY = {"free_at", "gradalign", "fgsmr"}  # they say so
 WITHOUT_DRAWS = {"natural", "adp", "free_at", "gradalign", "fgsmr"}
+WITHOUT_DRAWS = {"natural", "adp", "free_at", "cat_curriculum"}
 
 
 def methods_but(left_out):
