@@ -28,6 +28,7 @@ _HOMES = [
     "efficient.fast_at:FastAT",
     "efficient.gradalign:GradAlign",
     "efficient.fgsmr:FGSMR",
+    "efficient.single_step_checkpoints:SingleStepCheckpoints",
     "variants.avmixup:AVMixup",
 ]
 

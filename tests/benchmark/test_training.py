@@ -116,6 +116,7 @@ COSTS = {
     "fast_at": (2, 2),
     "gradalign": (3, 4),
     "fgsmr": (3, 5),
+    "single_step_checkpoints": (2, 2),
     "fat": (3, 3),
     "avmixup": (3, 3),
     "rst": (5, 4),
@@ -127,6 +128,11 @@ COSTS = {
 # Settings with which the passes do not depend on the images, and fill the epochs.
 EXACT = {"fat": {"tau": 2}, "free_at": {"replays": 3}}
 UNTRAINED = {"mma"}  # with learning rate 0 no image becomes surely right
+EXACT = {
+    "fat": {"tau": 2},
+    "free_at": {"replays": 3},
+    "single_step_checkpoints": {"checkpoints": 1},
+}
 
 
 @every_method

@@ -27,6 +27,7 @@ FORWARD_BACKWARD_UPDATES = {
     "fast_at": (2, 2, 2),
     "gradalign": (3, 4, 3),
     "fgsmr": (3, 5, 3),
+    "single_step_checkpoints": (2, 2, 1),
     "fat": (K + 1, K + 1, 1),
     "avmixup": (K + 1, K + 1, 1),
     "iaat": (K + 2, K + 1, K + 2),  # in its warm-up
@@ -38,6 +39,11 @@ FORWARD_BACKWARD_UPDATES = {
 ON_CLEAN_IMAGES = ("natural", "adp")  # as they come by default
 EXACT = {"fat": {"tau": K}}  # settings with which the passes do not depend on the images
 REACH = {"avmixup": 2, "mma": 4.2}  # how many epsilons away a method's images may lie, where that is more than one
+EXACT = {  # settings with which the passes do not depend on the images
+    "fat": {"tau": K},
+    "single_step_checkpoints": {"checkpoints": 1},
+}
+REACH = {"avmixup": 2}  # how many epsilons away a method's images may lie, where that is more than one
 every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
     "free_at"
