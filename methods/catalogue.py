@@ -29,6 +29,7 @@ _HOMES = [
     "efficient.gradalign:GradAlign",
     "efficient.fgsmr:FGSMR",
     "efficient.single_step_checkpoints:SingleStepCheckpoints",
+    "efficient.sads:SADS",
     "variants.avmixup:AVMixup",
 ]
 

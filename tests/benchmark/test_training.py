@@ -117,6 +117,7 @@ COSTS = {
     "gradalign": (3, 4),
     "fgsmr": (3, 5),
     "single_step_checkpoints": (2, 2),
+    "sads": (2, 2),
     "fat": (3, 3),
     "avmixup": (3, 3),
     "rst": (5, 4),

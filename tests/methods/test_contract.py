@@ -28,6 +28,7 @@ FORWARD_BACKWARD_UPDATES = {
     "gradalign": (3, 4, 3),
     "fgsmr": (3, 5, 3),
     "single_step_checkpoints": (2, 2, 1),
+    "sads": (2, 2, 1),
     "fat": (K + 1, K + 1, 1),
     "avmixup": (K + 1, K + 1, 1),
     "iaat": (K + 2, K + 1, K + 2),  # in its warm-up
@@ -59,6 +60,8 @@ WITHOUT_DRAWS = {
 }
 LINF_ONLY = {"free_at", "gradalign", "fgsmr"}  # they say so
 WITHOUT_DRAWS = {"natural", "adp", "free_at", "gradalign", "fgsmr"}
+WITHOUT_DRAWS = {"natural", "adp", "free_at"}
+WITHOUT_DRAWS |= {"sads"}  # none for its images
 
 
 def methods_but(left_out):
