@@ -30,6 +30,7 @@ _HOMES = [
     "efficient.fgsmr:FGSMR",
     "efficient.single_step_checkpoints:SingleStepCheckpoints",
     "efficient.sads:SADS",
+    "efficient.sat_r:SATR",
     "variants.avmixup:AVMixup",
 ]
 

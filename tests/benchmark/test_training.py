@@ -118,6 +118,7 @@ COSTS = {
     "fgsmr": (3, 5),
     "single_step_checkpoints": (2, 2),
     "sads": (2, 2),
+    "sat_r": (4, 4),
     "fat": (3, 3),
     "avmixup": (3, 3),
     "rst": (5, 4),
