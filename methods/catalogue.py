@@ -31,6 +31,7 @@ _HOMES = [
     "efficient.single_step_checkpoints:SingleStepCheckpoints",
     "efficient.sads:SADS",
     "efficient.sat_r:SATR",
+    "efficient.atda:ATDA",
     "variants.avmixup:AVMixup",
 ]
 

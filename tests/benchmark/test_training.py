@@ -119,6 +119,7 @@ COSTS = {
     "single_step_checkpoints": (2, 2),
     "sads": (2, 2),
     "sat_r": (4, 4),
+    "atda": (3, 3),
     "fat": (3, 3),
     "avmixup": (3, 3),
     "rst": (5, 4),

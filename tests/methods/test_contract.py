@@ -30,6 +30,7 @@ FORWARD_BACKWARD_UPDATES = {
     "single_step_checkpoints": (2, 2, 1),
     "sads": (2, 2, 1),
     "sat_r": (4, 4, 1),
+    "atda": (3, 3, 2),
     "fat": (K + 1, K + 1, 1),
     "avmixup": (K + 1, K + 1, 1),
     "iaat": (K + 2, K + 1, K + 2),  # in its warm-up
@@ -66,7 +67,7 @@ WITHOUT_DRAWS = {
 LINF_ONLY = {"free_at", "gradalign", "fgsmr"}  # they say so
 WITHOUT_DRAWS = {"natural", "adp", "free_at", "gradalign", "fgsmr"}
 WITHOUT_DRAWS = {"natural", "adp", "free_at"}
-WITHOUT_DRAWS |= {"sads"}  # none for its images
+WITHOUT_DRAWS |= {"sads", "atda"}  # none for its images
 
 
 def methods_but(left_out):
