@@ -129,13 +129,12 @@ COSTS = {
     "free_at": (1, 1),
 }
 # Settings with which the passes do not depend on the images, and fill the epochs.
-EXACT = {"fat": {"tau": 2}, "free_at": {"replays": 3}}
-UNTRAINED = {"mma"}  # with learning rate 0 no image becomes surely right
 EXACT = {
     "fat": {"tau": 2},
     "free_at": {"replays": 3},
     "single_step_checkpoints": {"checkpoints": 1},
 }
+UNTRAINED = {"mma"}  # with learning rate 0 no image becomes surely right
 
 
 @every_method

@@ -40,14 +40,13 @@ FORWARD_BACKWARD_UPDATES = {
     "rst": (K + 1 + 2, K + 2, 2),
 }
 ON_CLEAN_IMAGES = ("natural", "adp")  # as they come by default
-EXACT = {"fat": {"tau": K}}  # settings with which the passes do not depend on the images
-REACH = {"avmixup": 2, "mma": 4.2}  # how many epsilons away a method's images may lie, where that is more than one
 EXACT = {  # settings with which the passes do not depend on the images
     "fat": {"tau": K},
     "single_step_checkpoints": {"checkpoints": 1},
 }
 REACH = {  # how many epsilons away a method's images may lie, where that is more than one
     "avmixup": 2,
+    "mma": 4.2,
     "sat_r": 1 + 1 / 30,
 }
 SETS = {"sat_r": 2}  # how many images a method makes of each, where that is more than one
@@ -63,6 +62,8 @@ WITHOUT_DRAWS = {
     "free_at",
     "mma",  # at first: no image is sure enough to be attacked
     "cat_customized",  # at first: no radius that softens a label
+    "sads",  # its masks are not for its images
+    "atda",
 }
 LINF_ONLY = {"free_at", "gradalign", "fgsmr"}  # they say so
 WITHOUT_DRAWS = {"natural", "adp", "free_at", "gradalign", "fgsmr"}
