@@ -30,6 +30,10 @@ _HOMES = [
     "efficient.fast_at:FastAT",
     "efficient.gradalign:GradAlign",
     "efficient.fgsmr:FGSMR",
+    "efficient.single_step_checkpoints:SingleStepCheckpoints",
+    "efficient.sads:SADS",
+    "efficient.sat_r:SATR",
+    "efficient.atda:ATDA",
     "variants.avmixup:AVMixup",
 ]
 

@@ -118,6 +118,10 @@ COSTS = {
     "fgsmr": (3, 5),
     "cat_curriculum": (1 + (0 + 48 + 99) / 96 / 3,) * 2,  # steps of all groups in lessons 0, 1 and 2
     "dynamic_at": (4, 4),
+    "single_step_checkpoints": (2, 2),
+    "sads": (2, 2),
+    "sat_r": (4, 4),
+    "atda": (3, 3),
     "fat": (3, 3),
     "avmixup": (3, 3),
     "rst": (5, 4),
@@ -129,7 +133,11 @@ COSTS = {
 # What a method spends on held-out images beyond the selection, in three epochs.
 HELD_OUT = {"cat_curriculum": (1 + 2 * 2 + 3, 2 * 1 + 2)}  # A_0; A_1 now and as the lesson began; A_2
 # Settings with which the passes do not depend on the images, and fill the epochs.
-EXACT = {"fat": {"tau": 2}, "free_at": {"replays": 3}}
+EXACT = {
+    "fat": {"tau": 2},
+    "free_at": {"replays": 3},
+    "single_step_checkpoints": {"checkpoints": 1},
+}
 UNTRAINED = {"mma"}  # with learning rate 0 no image becomes surely right
 EXACT = {
     "fat": {"tau": 2},

@@ -129,6 +129,7 @@ def state(method: AdversarialTraining) -> dict[str, Any]:
         "weights": dict(method.state_dict()),
         "per_image": {k: v.table for k, v in vars(method).items() if isinstance(v, PerImage)},
         "per_row": {k: v.table for k, v in vars(method).items() if isinstance(v, PerRow)},
+        "centres": getattr(method, "centres", None),
         "score": [method.held_out_score.robust, method.held_out_score.clean],
     }
 

@@ -67,6 +67,13 @@ def test_noise_of_the_rows_is_each_ranks_own(ended):
     assert not torch.equal(first, second)
 
 
+def test_class_centres_are_those_of_all_ranks_and_survive_a_resumption(ended):
+    first, second = ended["atda"]
+    assert first["whole"]["centres"].abs().sum() > 0
+    for other in (first["resumed"], second["whole"], second["resumed"]):
+        assert torch.equal(first["whole"]["centres"], other["centres"])
+
+
 def test_a_table_keeps_the_first_of_repeated_indices_and_grows():
     table = PerImage(0.5)
     table.store(torch.tensor([4, 1, 4]), torch.tensor([1.0, 2.0, 3.0]))
