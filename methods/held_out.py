@@ -41,11 +41,6 @@ class HeldOut(pl.LightningModule):
         """Whether the present weights may be kept as the best; not so while what is trained is another network."""
         return True
 
-    @property
-    def counted(self) -> tuple[str, ...]:
-        """Name, for :attr:`held_out_alarm`, what :meth:`held_out_counts` counts beyond the first three."""
-        return (FGSM, PGD10) if self.single_step else ()
-
     def classifier(self) -> nn.Module:
         """Give the network that is scored."""
         raise NotImplementedError
@@ -86,7 +81,7 @@ class HeldOut(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Turn counts, summed over devices, into this epoch's score."""
-        names = self.counted
+        names = (FGSM, PGD10) if self.single_step else ()
         mine = torch.stack(self._held_out).sum(0) if self._held_out else torch.zeros(3 + len(names), dtype=torch.int64)
         counts = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum")
         robust, clean, images, *alarm = (int(count) for count in counts)

@@ -132,3 +132,19 @@ class Inner:
         full = torch.autocast(x.device.type, enabled=False) if self.full_precision else nullcontext()
         with in_mode(network, self.mode), full:
             yield
+
+
+def one_step(
+    attack_mode: Mode = "eval",
+    *,
+    step_size: str | float = "epsilon",
+    start: Literal["none", "uniform"] = "none",
+    boxed: bool = True,
+) -> Inner:
+    """Give the attack of methods that are one step by definition, whose setting ``attack_mode`` is the network's mode.
+
+    By default it is FGSM: as long as epsilon, from the image itself.
+    """
+    if attack_mode not in get_args(Mode):
+        raise BadInput(f"attack_mode is one of {', '.join(get_args(Mode))}, but found {attack_mode!r}")
+    return Inner(steps=1, step_size=step_size, start=start, boxed=boxed, mode=attack_mode)

@@ -13,7 +13,7 @@ from attacks.pgd import pgd
 from attacks.randomness import uniform
 from attacks.threat import ThreatModel
 from methods.base import AdversarialTraining, Batch, Card
-from methods.inner import Inner
+from methods.inner import one_step
 from methods.per_row import PerRow
 
 
@@ -61,14 +61,10 @@ class FastAT(AdversarialTraining):
             raise BadInput(f"start is uniform, zero or previous, but found {start!r}")
         if form not in ("cifar", "mnist", "imagenet"):
             raise BadInput(f"form is cifar, mnist or imagenet, but found {form!r}")
-        one_step = Inner(
-            steps=1,
-            step_size=step_size,
-            start="uniform" if start == "uniform" else "none",
-            boxed=form == "cifar",
-            mode="train",
+        inner = one_step(
+            "train", step_size=step_size, start="uniform" if start == "uniform" else "none", boxed=form == "cifar"
         )
-        super().__init__(network, threat, inner=one_step, **common)
+        super().__init__(network, threat, inner=inner, **common)
         self.start, self.form, self.early_stop = start, form, early_stop
         self.previous = PerRow()  # perturbations, where start is "previous"
         self.sound: dict[str, Any] | None = None  # accuracy and weights of the last epoch that did not collapse

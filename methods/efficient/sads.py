@@ -13,7 +13,7 @@ from attacks.threat import ThreatModel
 from methods.activations import ActivationCall, after_activations, every_activation
 from methods.alarm import catastrophic_overfitting
 from methods.base import AdversarialTraining, Batch, Card
-from methods.inner import Inner
+from methods.inner import one_step
 
 _NARROW = 64  # channels; half of 16 at seven places would be another network
 
@@ -63,8 +63,7 @@ class SADS(AdversarialTraining):
             raise BadInput(f"initial_rate lies between 0 and below 1, but found {initial_rate}")
         if until is not None and not 0 < until <= 1:
             raise BadInput(f"until is a share of the training above 0 and up to 1, but found {until}")
-        one_step = Inner(steps=1, step_size="epsilon", start="none", mode=attack_mode)
-        super().__init__(network, threat, inner=one_step, **common)
+        super().__init__(network, threat, inner=one_step(attack_mode), **common)
         self.initial_rate, self.until = initial_rate, until
         self.places: list[ActivationCall] | None = None  # where dropout stands; known once a forward was watched
         self.iterations: float | None = None  # T

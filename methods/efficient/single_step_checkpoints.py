@@ -10,7 +10,7 @@ from attacks.modes import Mode, in_mode
 from attacks.objectives import Objective, cross_entropy_with
 from attacks.threat import ThreatModel, per_image
 from methods.base import AdversarialTraining, Batch, Card
-from methods.inner import Inner
+from methods.inner import one_step
 
 
 class SingleStepCheckpoints(AdversarialTraining):
@@ -65,8 +65,8 @@ class SingleStepCheckpoints(AdversarialTraining):
         for name, value in (("checkpoints", checkpoints), ("inf_batch", inf_batch)):
             if value is not None and value < 1:
                 raise BadInput(f"{name} is 1 or more, but found {value}")
-        one_step = Inner(steps=1, step_size=step_size, start="uniform", mode=attack_mode)
-        super().__init__(network, threat, inner=one_step, **common)
+        inner = one_step(attack_mode, step_size=step_size, start="uniform")
+        super().__init__(network, threat, inner=inner, **common)
         self.checkpoints, self.inf_batch = checkpoints, inf_batch
 
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it

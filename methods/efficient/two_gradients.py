@@ -10,7 +10,7 @@ from attacks.objectives import Objective
 from attacks.pixels import Pixels
 from attacks.threat import ThreatModel
 from methods.base import Batch
-from methods.inner import Inner
+from methods.inner import one_step
 from methods.input_gradient import InputGradient
 from methods.second_order import SecondOrder
 
@@ -48,10 +48,8 @@ class TwoGradients(SecondOrder):
             raise BadInput(f"lam is 0 or more, or null for the rule, but found {lam}")
         if start not in get_args(OneStepStart):
             raise BadInput(f"start is zero or uniform, but found {start!r}")
-        if attack_mode not in get_args(Mode):
-            raise BadInput(f"attack_mode is one of {', '.join(get_args(Mode))}, but found {attack_mode!r}")
-        one_step = Inner(steps=1, step_size=step_size, start="none" if start == "zero" else "uniform", mode=attack_mode)
-        super().__init__(network, threat, inner=one_step, **common)
+        inner = one_step(attack_mode, step_size=step_size, start="none" if start == "zero" else "uniform")
+        super().__init__(network, threat, inner=inner, **common)
         self.lam, self.detach = lam, detach
 
     def perturb(

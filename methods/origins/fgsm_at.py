@@ -1,6 +1,6 @@
 """FGSM adversarial training: the mean of the clean loss and of the loss after one step."""
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from attacks.modes import Mode
 from attacks.objectives import Objective, cross_entropy_with
 from attacks.threat import ThreatModel
 from methods.base import AdversarialTraining, Batch, Card
-from methods.inner import Inner
+from methods.inner import one_step
 
 
 class FGSMAT(AdversarialTraining):
@@ -61,10 +61,7 @@ class FGSMAT(AdversarialTraining):
     ) -> None:
         if not 0 <= alpha <= 1:
             raise BadInput(f"alpha lies between 0 and 1, but found {alpha}")
-        if attack_mode not in get_args(Mode):
-            raise BadInput(f"attack_mode is one of {', '.join(get_args(Mode))}, but found {attack_mode!r}")
-        one_step = Inner(steps=1, step_size="epsilon", start="none", mode=attack_mode)
-        super().__init__(network, threat, inner=one_step, **common)
+        super().__init__(network, threat, inner=one_step(attack_mode), **common)
         self.alpha, self.exact_forwards = alpha, exact_forwards
 
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it

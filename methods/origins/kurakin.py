@@ -1,7 +1,8 @@
 """Adversarial machine learning at scale: a part of every batch is adversarial, towards the least likely class."""
 
 import math
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from attacks.pixels import Pixels
 from attacks.threat import ThreatModel
 from methods.aim import Label, aim, check_label
 from methods.base import AdversarialTraining, Batch, Card
-from methods.inner import Inner
+from methods.inner import one_step
 
 _WORDS: dict[Label, str] = {"ll": "l.l.", "random": "rnd.", "predicted": "predicted label", "true": "true label"}
 STEP_LL = "held_out_step_ll"  # accuracy in [0, 1] in a line of the history
@@ -65,6 +66,7 @@ class Kurakin(AdversarialTraining):
         broken="iterative attacks leave about as little as without defence, ImageNet at up to 16/255 (the authors)",
     )
     single_step = True
+    held_out_measures = (STEP_LL,)
 
     def __init__(
         self,
@@ -86,9 +88,7 @@ class Kurakin(AdversarialTraining):
         check_label(label)
         if steps < 1:
             raise BadInput(f"steps is 1 or more, but found {steps}")
-        if attack_mode not in get_args(Mode):
-            raise BadInput(f"attack_mode is one of {', '.join(get_args(Mode))}, but found {attack_mode!r}")
-        super().__init__(network, threat, inner=Inner(steps=steps, start="none", mode=attack_mode), **common)
+        super().__init__(network, threat, inner=replace(one_step(attack_mode), steps=steps), **common)
         self.ratio, self.lam, self.label = ratio, lam, label
         self.eps_max = str(eps_max)
         Pixels.read(eps_max, "eps_max")
@@ -128,21 +128,13 @@ class Kurakin(AdversarialTraining):
             return aim(self.label, self.frozen_logits(x), self.draws)
         return lambda logits: aim(self.label, logits, self.draws)(logits)
 
-    @property
-    def counted(self) -> tuple[str, ...]:
-        """Beside the alarm's: right under step l.l."""
-        return (*super().counted, STEP_LL)
-
-    def held_out_counts(self, batch: Batch) -> Tensor:
-        """Count also the images that are right after step l.l. of epsilon."""
-        network, x = self.classifier(), batch.x
+    def measure_held_out(self, batch: Batch) -> Tensor:
+        """Tell which held-out images are right after step l.l. of epsilon, ``(n, 1)``."""
+        network, x, length = self.classifier(), batch.x, self.threat.epsilon
         with in_mode(network, "eval"):
-            attacked = pgd(
-                network, x, towards_least_likely, self.threat, start=x, steps=1, step_size=self.threat.epsilon
-            )
+            attacked = pgd(network, x, towards_least_likely, self.threat, start=x, steps=1, step_size=length)
             with torch.no_grad():
-                right = (network(attacked).argmax(1) == batch.y).sum()
-        return torch.cat([super().held_out_counts(batch), right[None]])
+                return (network(attacked).argmax(1) == batch.y)[:, None]
 
     def remarks(self) -> dict[str, float | str]:
         """Say which variant it is and how little adversarial images weigh, and give radius and step-l.l. accuracy."""

@@ -41,18 +41,11 @@ FORWARD_BACKWARD_UPDATES = {
     "free_at": (4, 4, 4),  # replays
     "rst": (K + 1 + 2, K + 2, 2),
 }
-ON_CLEAN_IMAGES = ("natural", "adp")  # as they come by default
-EXACT = {"fat": {"tau": K}}  # settings with which the passes do not depend on the images
-REACH = {"avmixup": 2, "mma": 4.2}  # how many epsilons away a method's images may lie, where that is more than one
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
 EXACT = {  # settings with which the passes do not depend on the images
     "fat": {"tau": K},
     "cat_curriculum": {"first_lesson": K},
     "dynamic_at": {"c_max": 0.0},
-}
-REACH = {"avmixup": 2}  # how many epsilons away a method's images may lie, where that is more than one
-EXACT = {  # settings with which the passes do not depend on the images
-    "fat": {"tau": K},
     "single_step_checkpoints": {"checkpoints": 1},
 }
 REACH = {  # how many epsilons away a method's images may lie, where that is more than one
@@ -65,22 +58,14 @@ every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
     "free_at"
 }  # they move the weights within a step, so gradients that lie there already are theirs to clear
-LINF_ONLY = {"free_at"}  # they say so
+LINF_ONLY = {"free_at", "gradalign", "fgsmr"}  # they say so
 WITHOUT_DRAWS = {
-    "natural",
-    "fgsm_at",
-    "adp",
-    "free_at",
+    *("natural", "fgsm_at", "adp", "free_at", "gradalign", "fgsmr"),
+    "cat_curriculum",  # in its first lesson
     "mma",  # at first: no image is sure enough to be attacked
     "cat_customized",  # at first: no radius that softens a label
-    "sads",  # its masks are not for its images
-    "atda",
+    *("sads", "atda"),  # none for their images
 }
-LINF_ONLY = {"free_at", "gradalign", "fgsmr"}  # they say so
-WITHOUT_DRAWS = {"natural", "adp", "free_at", "gradalign", "fgsmr"}
-WITHOUT_DRAWS = {"natural", "adp", "free_at", "cat_curriculum"}
-WITHOUT_DRAWS = {"natural", "adp", "free_at"}
-WITHOUT_DRAWS |= {"sads", "atda"}  # none for its images
 
 
 def methods_but(left_out):
