@@ -136,14 +136,10 @@ HELD_OUT = {"cat_curriculum": (1 + 2 * 2 + 3, 2 * 1 + 2)}  # A_0; A_1 now and as
 EXACT = {
     "fat": {"tau": 2},
     "free_at": {"replays": 3},
+    "dynamic_at": {"c_max": 0.0},
     "single_step_checkpoints": {"checkpoints": 1},
 }
 UNTRAINED = {"mma"}  # with learning rate 0 no image becomes surely right
-EXACT = {
-    "fat": {"tau": 2},
-    "free_at": {"replays": 3},
-    "dynamic_at": {"c_max": 0.0},
-}
 
 
 @every_method
