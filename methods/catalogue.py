@@ -29,11 +29,11 @@ _HOMES = [
     "efficient.free_at:FreeAT",
     "efficient.fast_at:FastAT",
     "efficient.gradalign:GradAlign",
-    "efficient.fgsmr:FGSMR",
     "efficient.single_step_checkpoints:SingleStepCheckpoints",
     "efficient.sads:SADS",
-    "efficient.sat_r:SATR",
     "efficient.atda:ATDA",
+    "efficient.sat_r:SATR",
+    "efficient.fgsmr:FGSMR",
     "variants.avmixup:AVMixup",
 ]
 
