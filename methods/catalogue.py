@@ -34,6 +34,7 @@ _HOMES = [
     "efficient.sads:SADS",
     "efficient.sat_r:SATR",
     "efficient.atda:ATDA",
+    "efficient.yopo:YOPO",
     "variants.avmixup:AVMixup",
 ]
 

@@ -40,6 +40,7 @@ FORWARD_BACKWARD_UPDATES = {
     "cat_customized": (K + 2, K + 1, 1),
     "free_at": (4, 4, 4),  # replays
     "rst": (K + 1 + 2, K + 2, 2),
+    "yopo": (5, 5, 5),  # m
 }
 ON_CLEAN_IMAGES = ("natural", "adp")  # as they come by default
 EXACT = {"fat": {"tau": K}}  # settings with which the passes do not depend on the images
@@ -81,6 +82,8 @@ WITHOUT_DRAWS = {"natural", "adp", "free_at", "gradalign", "fgsmr"}
 WITHOUT_DRAWS = {"natural", "adp", "free_at", "cat_curriculum"}
 WITHOUT_DRAWS = {"natural", "adp", "free_at"}
 WITHOUT_DRAWS |= {"sads", "atda"}  # none for its images
+LINF_ONLY = {"free_at", "yopo"}  # they say so
+WITHOUT_DRAWS = {"natural", "adp", "free_at"}
 
 
 def methods_but(left_out):
