@@ -112,6 +112,7 @@ COSTS = {
     "trades": (5, 4),
     "mart": (4, 4),
     "llr": (5, 6),
+    "tla": (2 + 1 + 4 + 2 * 9 / 96, 6),  # a tenth of the images as a pool, in each of two batches
     "adp": (3, 3),
     "fast_at": (2, 2),
     "gradalign": (3, 4),

@@ -23,6 +23,7 @@ FORWARD_BACKWARD_UPDATES = {
     "trades": (K + 1 + 2, K + 2, 2),
     "mart": (K + 2, K + 2, 2),
     "llr": (K + 3, K + 4, 1),
+    "tla": (1 + K + 1 + 4, K + 4, 4),  # the batch itself is the pool
     "adp": (3, 3, 1),  # one forward and backward of each member
     "fast_at": (2, 2, 2),
     "gradalign": (3, 4, 3),
@@ -62,6 +63,8 @@ REACH = {  # how many epsilons away a method's images may lie, where that is mor
     "sat_r": 1 + 1 / 30,
 }
 SETS = {"sat_r": 2}  # how many images a method makes of each, where that is more than one
+REACH = {"avmixup": 2}  # how many epsilons away a method's images may lie, where that is more than one
+CLEAN_BEHIND = {"tla": 2}  # clean forwards behind the adversarial one, where they are more than one
 every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
     "free_at"
@@ -230,6 +233,8 @@ def test_the_trace_shows_the_images_that_the_loss_was_computed_on(name, batch):
     handle.remove()
     # They are the last images of the last forward, or of the one before a clean one.
     assert any(torch.equal(x[-len(adversarial) :], adversarial) for x in seen[-2:])
+    behind = CLEAN_BEHIND.get(name, 1)
+    assert any(torch.equal(x, adversarial) for x in seen[-1 - behind :])  # the last forward, or one before clean ones
 
 
 @every_method
