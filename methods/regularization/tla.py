@@ -167,11 +167,8 @@ class TLA(AdversarialTraining):
     def on_train_start(self) -> None:
         """Look at what there is to draw from."""
         super().on_train_start()
-        self.training_set = (
-            None
-            if self.pool_size == 0
-            else TrainingSet.of_trainer(self, instead="set pool_size to 0, to compare images within their batch")
-        )
+        if self.pool_size != 0:
+            self.training_set = TrainingSet.of_trainer(self, instead="set pool_size to 0, to compare within the batch")
 
     def on_train_end(self) -> None:
         """Let go of it."""
