@@ -139,13 +139,9 @@ EXACT = {
     "fat": {"tau": 2},
     "free_at": {"replays": 3},
     "single_step_checkpoints": {"checkpoints": 1},
-}
-UNTRAINED = {"mma"}  # with learning rate 0 no image becomes surely right
-EXACT = {
-    "fat": {"tau": 2},
-    "free_at": {"replays": 3},
     "dynamic_at": {"c_max": 0.0},
 }
+UNTRAINED = {"mma"}  # with learning rate 0 no image becomes surely right
 
 
 @every_method
