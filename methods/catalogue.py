@@ -20,6 +20,7 @@ _HOMES = [
     "regularization.llr:LLR",
     "curriculum.cat_curriculum:CATCurriculum",
     "curriculum.dynamic_at:DynamicAT",
+    "regularization.tla:TLA",
     "curriculum.fat:FAT",
     "ensemble.adp:ADP",
     "adaptive_epsilon.iaat:IAAT",
@@ -34,6 +35,7 @@ _HOMES = [
     "efficient.atda:ATDA",
     "efficient.sat_r:SATR",
     "efficient.fgsmr:FGSMR",
+    "efficient.yopo:YOPO",
     "variants.avmixup:AVMixup",
 ]
 

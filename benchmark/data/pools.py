@@ -91,6 +91,7 @@ class PoolData(Dataset[Batch]):
     """Serve the rows of a :class:`PoolSampler` as batches ``(x, y, index)``; y is -1 where the label is hidden.
 
     An image that is drawn several times in an epoch is moved differently each time, hence by its place in the epoch.
+    A plain position is served too, moved by the draw of the place that has its number.
 
     Args:
         style: how images are moved; None leaves them as they are.
@@ -103,14 +104,15 @@ class PoolData(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, row: Row) -> Batch:
+    def __getitem__(self, row: Row | int) -> Batch:
         """Return one image ``(c, h, w)`` with its label and number, both scalars."""
         return Batch(*(rows[0] for rows in self.__getitems__([row])))
 
-    def __getitems__(self, rows: Sequence[Row]) -> Batch:
+    def __getitems__(self, rows: Sequence[Row | int]) -> Batch:
         """Return the images of ``rows`` as one batch of shapes ``(n, c, h, w)``, ``(n,)``, ``(n,)``."""
         device = self.images.images.device
-        positions, slots = torch.tensor(rows, device=device).unbind(1)
+        pairs = [row if isinstance(row, tuple) else (row, row) for row in rows]
+        positions, slots = torch.tensor(pairs, device=device).unbind(1)
         taken = self.images.take(positions)
         x = taken.pixels()
         if self.style is not None:

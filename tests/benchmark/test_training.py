@@ -112,6 +112,7 @@ COSTS = {
     "trades": (5, 4),
     "mart": (4, 4),
     "llr": (5, 6),
+    "tla": (2 + 1 + 4 + 2 * 9 / 96, 6),  # a tenth of the images as a pool, in each of two batches
     "adp": (3, 3),
     "fast_at": (2, 2),
     "gradalign": (3, 4),
@@ -129,6 +130,7 @@ COSTS = {
     "mma": (2, 2),  # while no image is surely right
     "cat_customized": (4, 3),
     "free_at": (1, 1),
+    "yopo": (5, 5),
 }
 # What a method spends on held-out images beyond the selection, in three epochs.
 HELD_OUT = {"cat_curriculum": (1 + 2 * 2 + 3, 2 * 1 + 2)}  # A_0; A_1 now and as the lesson began; A_2
@@ -138,6 +140,7 @@ EXACT = {
     "free_at": {"replays": 3},
     "dynamic_at": {"c_max": 0.0},
     "single_step_checkpoints": {"checkpoints": 1},
+    "dynamic_at": {"c_max": 0.0},
 }
 UNTRAINED = {"mma"}  # with learning rate 0 no image becomes surely right
 

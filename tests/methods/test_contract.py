@@ -23,6 +23,7 @@ FORWARD_BACKWARD_UPDATES = {
     "trades": (K + 1 + 2, K + 2, 2),
     "mart": (K + 2, K + 2, 2),
     "llr": (K + 3, K + 4, 1),
+    "tla": (1 + K + 1 + 4, K + 4, 4),  # the batch itself is the pool
     "adp": (3, 3, 1),  # one forward and backward of each member
     "fast_at": (2, 2, 2),
     "gradalign": (3, 4, 3),
@@ -40,6 +41,7 @@ FORWARD_BACKWARD_UPDATES = {
     "cat_customized": (K + 2, K + 1, 1),
     "free_at": (4, 4, 4),  # replays
     "rst": (K + 1 + 2, K + 2, 2),
+    "yopo": (5, 5, 5),  # m
 }
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
 EXACT = {  # settings with which the passes do not depend on the images
@@ -54,6 +56,7 @@ REACH = {  # how many epsilons away a method's images may lie, where that is mor
     "sat_r": 1 + 1 / 30,
 }
 SETS = {"sat_r": 2}  # how many images a method makes of each, where that is more than one
+CLEAN_BEHIND = {"tla": 2}  # clean forwards behind the adversarial one, where they are more than one
 every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
     "free_at"
@@ -62,6 +65,20 @@ LINF_ONLY = {"free_at", "gradalign", "fgsmr"}  # they say so
 WITHOUT_DRAWS = {
     *("natural", "fgsm_at", "adp", "free_at", "gradalign", "fgsmr"),
     "cat_curriculum",  # in its first lesson
+LINF_ONLY = {  # they say so
+    "free_at",
+    "gradalign",
+    "fgsmr",
+    "yopo",
+}
+WITHOUT_DRAWS = {
+    "natural",
+    "fgsm_at",
+    "adp",
+    "free_at",
+    "gradalign",
+    "fgsmr",
+    "cat_curriculum",
     "mma",  # at first: no image is sure enough to be attacked
     "cat_customized",  # at first: no radius that softens a label
     *("sads", "atda"),  # none for their images
@@ -210,8 +227,9 @@ def test_the_trace_shows_the_images_that_the_loss_was_computed_on(name, batch):
     )
     adversarial = trace(method, batch).adversarial
     handle.remove()
-    # They are the last images of the last forward, or of the one before a clean one.
-    assert any(torch.equal(x[-len(adversarial) :], adversarial) for x in seen[-2:])
+    # They are the last images of the last forward, or of one before clean ones.
+    behind = CLEAN_BEHIND.get(name, 1)
+    assert any(torch.equal(x[-len(adversarial) :], adversarial) for x in seen[-1 - behind :])
 
 
 @every_method
