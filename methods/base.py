@@ -276,8 +276,10 @@ class AdversarialTraining(HeldOut):
         """Pair the optimizer with the recipe's schedule, stepped once per optimizer step."""
         optimizer = self.optimizers_for(self.recipe)
         total = self.total_updates()
-        if not math.isfinite(total):
-            raise BadInput("the recipe's schedule needs an end: give the Trainer max_epochs or max_steps")
+        if not 0 < total < math.inf:  # -1 where a loader does not know its length
+            raise BadInput(
+                "the recipe's schedule needs an end: give the Trainer max_steps, or max_epochs and data of known length"
+            )
         peak = self.recipe.learning_rate or 1.0
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.recipe.learning_rate_at(min(1.0, (step + 1) / total)) / peak

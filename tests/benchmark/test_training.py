@@ -140,7 +140,6 @@ EXACT = {
     "free_at": {"replays": 3},
     "dynamic_at": {"c_max": 0.0},
     "single_step_checkpoints": {"checkpoints": 1},
-    "dynamic_at": {"c_max": 0.0},
 }
 UNTRAINED = {"mma"}  # with learning rate 0 no image becomes surely right
 

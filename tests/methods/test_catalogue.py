@@ -36,7 +36,7 @@ def test_a_misspelling_suggests_the_nearest_name(written, meant):
 
 def test_a_name_like_no_other_lists_those_that_are_there():
     with pytest.raises(BadInput, match="there are natural, fgsm_at"):
-        catalogue.get("xylophone")
+        catalogue.get("quux")
 
 
 def test_two_methods_under_one_key_are_an_error_that_names_both():

@@ -61,24 +61,10 @@ every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
     "free_at"
 }  # they move the weights within a step, so gradients that lie there already are theirs to clear
-LINF_ONLY = {"free_at", "gradalign", "fgsmr"}  # they say so
+LINF_ONLY = {"free_at", "gradalign", "fgsmr", "yopo"}  # they say so
 WITHOUT_DRAWS = {
     *("natural", "fgsm_at", "adp", "free_at", "gradalign", "fgsmr"),
     "cat_curriculum",  # in its first lesson
-LINF_ONLY = {  # they say so
-    "free_at",
-    "gradalign",
-    "fgsmr",
-    "yopo",
-}
-WITHOUT_DRAWS = {
-    "natural",
-    "fgsm_at",
-    "adp",
-    "free_at",
-    "gradalign",
-    "fgsmr",
-    "cat_curriculum",
     "mma",  # at first: no image is sure enough to be attacked
     "cat_customized",  # at first: no radius that softens a label
     *("sads", "atda"),  # none for their images

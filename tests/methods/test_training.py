@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from attacks import BadInput, ThreatModel
 from methods import TRADES, Natural, catalogue
@@ -117,9 +117,16 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_epoch_and_the_mend(tmp_p
     assert list(tmp_path.iterdir()) == []  # no checkpoint from which the broken run would go on
 
 
-def test_training_without_an_end_is_refused():
-    with pytest.raises(BadInput, match="give the Trainer max_epochs or max_steps"):
-        trainer(-1).fit(build("natural", network()), loader())
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(loader().dataset)
+
+
+@pytest.mark.parametrize("data", [loader(), DataLoader(Stream(), batch_size=8)])
+def test_training_without_an_end_is_refused(data):
+    epochs = -1 if hasattr(data.dataset, "__len__") else 1
+    with pytest.raises(BadInput, match="give the Trainer max_steps, or max_epochs and data of known length"):
+        trainer(epochs).fit(build("natural", network()), data)
 
 
 # The best epoch
