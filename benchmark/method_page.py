@@ -12,6 +12,7 @@ from benchmark import own_method, user_code
 from benchmark.docstrings import describe
 from benchmark.experiment import resolve
 from benchmark.results import survey
+from benchmark.results.method_warnings import Warned, named
 from benchmark.results.references import citation
 
 _WIDEST = 110  # longer lines are hard to follow with the eye
@@ -30,14 +31,17 @@ def page(key: str, width: int | None = None) -> str:
     found = own_method.find(key, code)
     said, card, key = describe(found), found.card, found.card.key
     lines = _Lines(max(40, min(width or shutil.get_terminal_size().columns, _WIDEST)))
-    lines.say(f"{key}: {found.__name__}, category {card.category}, ranked in class {card.comparison}")
+    warned = Warned(card.reconstruction, card.broken)
+    lines.say(
+        f"{named(key, warned.note)}: {found.__name__}, category {card.category}, ranked in class {card.comparison}"
+    )
     lines.gap()
     lines.say(said.summary)
     lines.section("Paper", [citation(card.citation), f"Source: {said.source}" if said.source else ""])
     lines.section("Objective", [*said.equations, *said.text], capitals=False)
     lines.section("One training step", said.steps, marks="{}. ")
     lines.section("Reading chosen", said.readings)
-    lines.section("Warnings", said.warnings, marks="- ")
+    lines.section("Warnings", [*warned.sentences, *said.warnings], marks="- ")
     lines.section("Noted in its history, epoch by epoch", said.notes, capitals=False)
     lines.gap()
     lines.say("Settings and their defaults (a suite sets inner.steps)")

@@ -151,6 +151,8 @@ def _describe_run(
             "category": "evaluated",
             "comparison_class": "A",
             "citation": "",
+            "reconstruction": False,  # whatever the file is called
+            "broken": "",
             "seed": 0,
             "fold": 0,
             "dataset": dataset,

@@ -234,6 +234,8 @@ def _identity_card(experiment: Experiment, method: AdversarialTraining) -> dict[
         "category": card.category,
         "comparison_class": card.comparison if experiment.labels is None else "D",
         "citation": card.citation,
+        "reconstruction": card.reconstruction,
+        "broken": card.broken,
         "seed": experiment.seed,
         "fold": experiment.fold,
         "dataset": experiment.dataset.name,

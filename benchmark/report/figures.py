@@ -25,6 +25,7 @@ from benchmark.report.style import (
     titled,
 )
 from benchmark.report.summary import Summary
+from benchmark.results.method_warnings import named
 from benchmark.results.worst_case import WORST_CASE
 
 LADDER = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack"}
@@ -44,7 +45,7 @@ def clean_vs_robust(summary: Summary) -> Figure:
     percent(axes.xaxis)
     axes.set(xlabel="clean accuracy", ylabel="robust accuracy (worst case over attacks)")
     _finish(axes, title, _setting(summary))
-    _legend(axes, board.method, looks(summary.methods))
+    _legend(axes, board.method, looks(summary.methods), _names(summary))
     return figure
 
 
@@ -68,7 +69,7 @@ def cost_vs_robustness(summary: Summary) -> Figure:
         xlabel="training passes per image (forward + backward)", ylabel="robust accuracy (worst case over attacks)"
     )
     _finish(axes, title, _setting(summary))
-    labels = {method: f"{short(method)}  ({summary.classes[method]})" for method in board.method}
+    labels = {method: f"{name}  ({summary.classes.get(method)})" for method, name in _names(summary).items()}
     _legend(axes, board.method, looks(summary.methods), labels)
     return figure
 
@@ -170,10 +171,10 @@ def _lines(
         tidy(axes)
         ends = {method: float(lines[lines.method == method].accuracy.iloc[-1]) for method in members}
         if len(groups) == 1:
-            _names_at_the_end(axes, ends, look)
+            _names_at_the_end(axes, ends, look, _names(summary))
             titled(axes, title, subtitle)
         else:
-            _legend(axes, sorted(members, key=lambda method: -ends[method]), look)
+            _legend(axes, sorted(members, key=lambda method: -ends[method]), look, _names(summary))
             titled(axes, name.replace("_", " "))
     for axes in grid[len(groups) :]:
         axes.set_visible(False)
@@ -182,11 +183,11 @@ def _lines(
     return figure
 
 
-def _names_at_the_end(axes: Axes, ends: dict[str, float], look: dict[str, Look]) -> None:
+def _names_at_the_end(axes: Axes, ends: dict[str, float], look: dict[str, Look], labels: dict[str, str]) -> None:
     places = spread(list(ends.values()), 0.048, 0.0, 1.0)
     for (method, end), place in zip(ends.items(), places, strict=True):
         axes.annotate(
-            short(method),
+            labels[method],
             (1, end),
             xytext=(1.03, place),
             xycoords=("axes fraction", "data"),
@@ -219,7 +220,7 @@ def _markers(axes: Axes, x: object, y: object, look: Look, carried: object, size
         points[0].set(markerfacecolor=fill, markeredgecolor=edge, markeredgewidth=width)
 
 
-def _legend(axes: Axes, methods: Iterable[str], look: dict[str, Look], labels: dict[str, str] | None = None) -> None:
+def _legend(axes: Axes, methods: Iterable[str], look: dict[str, Look], labels: dict[str, str]) -> None:
     """Name the methods outside the axes, the most robust first, as the points stand."""
     methods = list(methods)
     handles = [
@@ -228,7 +229,7 @@ def _legend(axes: Axes, methods: Iterable[str], look: dict[str, Look], labels: d
         )
         for method in methods
     ]
-    names = [(labels or {}).get(method, short(method)) for method in methods]
+    names = [labels[method] for method in methods]
     axes.legend(
         handles, names, ncols=-(-len(names) // _IN_A_COLUMN), fontsize=8 if len(names) <= 12 else 6.5,
         loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, handletextpad=0.3, labelspacing=0.45,
@@ -242,6 +243,11 @@ def _finish(axes: Axes, title: str, subtitle: str) -> None:
     axes.set_ylim(-0.02 * top, min(1.02, top))
     tidy(axes)
     titled(axes, title, subtitle)
+
+
+def _names(summary: Summary) -> dict[str, str]:
+    """Give each method's name as figures write it, with the word that stands at it: no length cuts that off."""
+    return {method: named(short(method), summary.note(method)) for method in summary.methods}
 
 
 def _headline(summary: Summary) -> pd.DataFrame:

@@ -76,7 +76,7 @@ def _texts(summary: Summary) -> dict[str, str]:
     }
     if len(summary.recovered):  # of suites with semi-supervised methods
         frames["recovered"] = summary.recovered
-    found = {f"{name}.csv": table.csv(frame, suite.note) for name, frame in frames.items()}
+    found = {f"{name}.csv": table.csv(frame, suite.note, summary.note) for name, frame in frames.items()}
     readable = {
         "leaderboard": (table.readable_leaderboard(summary), f"{suite.title}: leaderboard"),
         "table1": (table.readable_table1(summary), f"{suite.title}: the survey's Table 1 beside what was measured"),

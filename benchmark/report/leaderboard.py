@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmark.report.costs import relative_seconds
 from benchmark.report.measure import RUN, cells_of, groups
 from benchmark.report.remarks import data_note, remarks
 from benchmark.results.alarms import of_checkpoint
@@ -19,15 +20,11 @@ _MEASURED = [f"{attack}{end}" for attack in ATTACKS for end in ("", "_low", "_hi
 LEADERBOARD = [
     *("class", "rank_low", "rank_high", "method", "category", "network", "checkpoint", "epsilon", *_MEASURED),
     *("seeds", "images", "trials", "members", "parameters", "passes", "forward_passes", "backward_passes"),
-    *("selection_passes", "seconds", "device_hours", "peak_memory_mib", "engine", "catastrophic_overfitting", "alarm"),
-    *("status", "status_note"),
+    *("selection_passes", "seconds", "seconds_relative_to_natural", "device_hours"),
+    *("peak_memory_mib", "memory_growth_mib", "engine", "catastrophic_overfitting", "alarm", "status", "status_note"),
     *("labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes", "reference", "data_note", "remarks"),
+    "broken",
 ]
-COSTS = [
-    *("method", "seed", "fold", "devices", "device_name", "forward_passes", "backward_passes", "selection_passes"),
-    *("seconds", "selection_seconds", "device_hours", "peak_memory_mib", "peak_memory_of", "status", "experiment"),
-]
-_WORDS = {"method", "device_name", "peak_memory_of", "status", "experiment"}
 COMPARISONS = [
     *(
         "class",
@@ -57,7 +54,7 @@ def leaderboard(
     Args:
         verdicts: as ``judged``, without failed experiments; ``runs`` ``per_network`` of them, ``figures`` ``pooled``.
     """
-    cards = read.table
+    cards = read.table.assign(seconds_relative_to_natural=relative_seconds(read.table))
     going = cards[cards.status != "failed"]
     networks = {group: len(rows[RUN].drop_duplicates()) for group, rows in groups(cards, "comparison_class")}
     images = suite.images or int(runs.images.max() if len(runs) else 0)
@@ -82,6 +79,7 @@ def leaderboard(
             {**_costs(card.to_frame().T), "status": "failed", "status_note": f"{card.experiment}: {card.error}"}
         )
     table = pd.DataFrame(lines, columns=LEADERBOARD)
+    table["broken"] = [read.warned(method).broken for method in table.method]
     numbers = ["epsilon", *_MEASURED, "seeds", "images", "trials", "members", "parameters", "seconds"]
     numbers += ["catastrophic_overfitting", "labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes"]
     table = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
@@ -119,19 +117,6 @@ def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, again
     return compared.assign(verdict=[verdict(difference, p) for difference, p in differences])
 
 
-def costs(cards: pd.DataFrame) -> pd.DataFrame:
-    """Return what each experiment cost, passes per training image; columns COSTS, what a card does not say is empty.
-
-    Args:
-        cards: as ``Cards.table``.
-    """
-    selection = pd.to_numeric(cards.selection_forward_passes) + pd.to_numeric(cards.selection_backward_passes)
-    named = cards.assign(selection_passes=selection, device_name=cards.device)
-    numbers = [name for name in COSTS if name not in _WORDS]
-    found = named.assign(**{name: pd.to_numeric(named[name]) for name in numbers})
-    return found[COSTS].sort_values(["method", "seed", "fold"], kind="stable").reset_index(drop=True)
-
-
 def autoattack_stages(evidence: pd.DataFrame, cards: pd.DataFrame) -> pd.DataFrame:
     """Return how many images survive each attack of AutoAttack, the clean picture first; accuracies are fractions.
 
@@ -163,6 +148,7 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
             "selection_forward_passes",
             "selection_backward_passes",
             "seconds",
+            "seconds_relative_to_natural",
             "device_hours",
             "pseudo_label_accuracy",
             "teacher_forward_passes",
@@ -183,8 +169,10 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
         "backward_passes": mean["backward_passes"],
         "selection_passes": mean["selection_forward_passes"] + mean["selection_backward_passes"],
         "seconds": mean["seconds"],
+        "seconds_relative_to_natural": mean["seconds_relative_to_natural"],
         "device_hours": mean["device_hours"],
         "peak_memory_mib": pd.to_numeric(cards.peak_memory_mib).max(),
+        "memory_growth_mib": pd.to_numeric(cards.memory_growth_mib).max(),
         "labels": first.labels,
         "validation_labels": first.validation_labels,
         "pseudo_label_accuracy": mean["pseudo_label_accuracy"],

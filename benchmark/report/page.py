@@ -80,6 +80,7 @@ def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
     return environment.get_template("page.html.j2").render(
         suite=summary.suite,
         progress=summary.progress,
+        named=summary.named,
         facts=_facts(summary),
         leaderboard=_html(table.readable_leaderboard(summary), "leaderboard"),
         comparisons=_html(table.readable_comparisons(summary), "comparisons"),
@@ -117,7 +118,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         "training threat": f"{threat.get('norm', '')} {epsilon_text(number(str(threat['epsilon'])))}"
         if "epsilon" in threat
         else "",
-        "methods": ", ".join(summary.methods),
+        "methods": ", ".join(map(summary.named, summary.methods)),
         "seeds": ", ".join(str(seed) for seed in suite.content.get("seeds") or []),
         "attacks": ", ".join(attacks),
         "row's attack": ", ".join(f"{key} {value}".replace("_", " ") for key, value in row.items() if value != ""),

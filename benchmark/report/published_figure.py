@@ -47,7 +47,10 @@ def published_vs_measured(summary: Summary) -> Figure:
         fill: dict[str, Any] = {"mfc": "white", "mec": own.colour} if elsewhere else {"mfc": own.colour, "mec": "white"}
         axes.plot([weak], [place], own.marker, color=own.colour, markersize=5, alpha=0.45, zorder=4, **fill)
         axes.plot([strong], [place], own.marker, color=own.colour, markersize=7, zorder=5, **fill)
-    labels = [f"{row.method_key}  ·  {row.dataset_read} {row.eval_epsilon}, {row.attack}" for row in rows.itertuples()]
+    labels = [
+        f"{summary.named(row['method_key'])}  ·  {row['dataset_read']} {row['eval_epsilon']}, {row['attack']}"
+        for row in rows.to_dict("records")
+    ]
     axes.set_yticks(list(height), labels)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-2, 102), xlabel="accuracy under attack (%)")
     tidy(axes)

@@ -8,12 +8,14 @@ from typing import Any
 import pandas as pd
 
 from benchmark.errors import BadInput
-from benchmark.report.leaderboard import autoattack_stages, comparisons, costs, leaderboard
+from benchmark.report.costs import costs
+from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderboard
 from benchmark.report.measure import judged, per_network, pooled
 from benchmark.report.recovered import recovered
 from benchmark.report.survey_table import survey_table
 from benchmark.results import alarms, evidence
 from benchmark.results.cards import Cards, Suite, read_cards, read_suite
+from benchmark.results.method_warnings import named
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ class Summary:
         """The comparison class of each method that has a card."""
         return dict(zip(self.cards.table.method, self.cards.table.comparison_class, strict=True))
 
+    def note(self, method: str) -> str:
+        """The word that stands at a method's name, ``reconstruction``; empty for most."""
+        return self.cards.warned(method).note
+
+    def named(self, method: str) -> str:
+        """A method's name as readers see it: ``fgsmr (reconstruction)``."""
+        return named(method, self.note(method))
+
 
 def summarise(folder: Path) -> Summary:
     """Compute every table of the report in ``folder`` from its suite, its cards and its evidence alone.
@@ -88,7 +98,7 @@ def summarise(folder: Path) -> Summary:
         accuracy=per_network(verdicts),  # of failed experiments too: what was judged stays judged
         autoattack_stages=autoattack_stages(found, cards.table),
         comparisons=comparisons(suite, board, counted, suite.against),
-        table1=survey_table(suite, board),
+        table1=survey_table(suite, cards, board),
         costs=costs(cards.table),
         alarm=alarms.epochs(cards.contents),
         recovered=recovered(suite, cards, counted),

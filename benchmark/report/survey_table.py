@@ -3,7 +3,7 @@
 import pandas as pd
 
 from benchmark.results import survey
-from benchmark.results.cards import Suite
+from benchmark.results.cards import Cards, Suite
 
 _MEASURED = ["clean", "pgd20", "cw20", "row", "autoattack"]
 MEASURED = [
@@ -13,16 +13,18 @@ MEASURED = [
 ]
 
 
-def survey_table(suite: Suite, leaderboard: pd.DataFrame) -> pd.DataFrame:
+def survey_table(suite: Suite, cards: Cards, leaderboard: pd.DataFrame) -> pd.DataFrame:
     """Return the 34 rows of Table 1 with what was measured for their method; all accuracies in PERCENT, as printed.
 
     Beside the columns of the source stand ``measured_*`` (the ranked checkpoint at the suite's headline epsilon, empty
-    where nothing was measured), ``external_*`` (third-party AutoAttack) and ``differences``: in what the measured
-    setting departs from the row's, so that nobody takes the gap for a failed reproduction.
+    where nothing was measured), ``external_*`` (third-party AutoAttack), ``differences``: in what the measured setting
+    departs from the row's, so that nobody takes the gap for a failed reproduction, and ``broken``: what a strong attack
+    is known to leave of the method.
     """
     rows, external = survey.table1(), survey.external_autoattack()
     added = [{**_measured(suite, leaderboard, row), **survey.external_for(row, external)} for _, row in rows.iterrows()]
-    return pd.concat([rows, pd.DataFrame(added)], axis=1)
+    broken = [cards.warned(key).broken for key in rows.method_key]
+    return pd.concat([rows, pd.DataFrame(added)], axis=1).assign(broken=broken)
 
 
 def _measured(suite: Suite, leaderboard: pd.DataFrame, row: pd.Series) -> dict[str, object]:

@@ -17,6 +17,10 @@ _COLUMNS = {  # heading: attack
     "AutoAttack": "autoattack",
     "worst case": "worst_case",
 }
+_NOTED = {  # column of methods' names: that of what is said of them
+    **{"method": "method_note", "method_key": "method_note"},
+    **{name: f"{name}_note" for name in ("against", "lower", "oracle")},
+}
 _LATEX = {
     **{"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"},
@@ -24,14 +28,20 @@ _LATEX = {
 }
 
 
-def csv(table: pd.DataFrame, note: str) -> str:
-    """Return ``table`` as CSV; the suite's warning is the last column, ``suite_note``, where no parser trips on it.
+def csv(table: pd.DataFrame, suite_note: str, method_note: Callable[[str], str]) -> str:
+    """Return ``table`` as CSV, with columns of their own for what readers must be told, where no parser trips on it.
 
-    Columns of the attack of a row of Table 1 are there only where a published recipe was measured.
+    Behind each column of methods' names stands what ``method_note`` says of them, such as ``reconstruction``; the
+    suite's warning is the last column, ``suite_note``. Columns of the attack of a row of Table 1 are there only where a
+    published recipe was measured.
     """
     seldom = [name for name in table.columns if re.fullmatch(r"(measured_)?row(_low|_high)?", str(name))]
     table = table.drop(columns=seldom) if table[seldom].isna().all(axis=None) else table
-    return table.assign(suite_note=note).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    noted = table.assign(suite_note=suite_note)
+    for name, note in _NOTED.items():
+        if name in noted:
+            noted.insert(list(noted.columns).index(name) + 1, note, [method_note(method) for method in noted[name]])
+    return noted.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 def readable_leaderboard(summary: Summary) -> pd.DataFrame:
@@ -49,7 +59,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
         {
             "class": lambda line: line["class"],
             "rank": lambda line: _range(line["rank_low"], line["rank_high"]),
-            "method": lambda line: line["method"],
+            "method": lambda line: summary.named(line["method"]),
             "status": lambda line: line["status"],
             "checkpoint": lambda line: line["checkpoint"],
             "epsilon": lambda line: "" if _absent(line["epsilon"]) else epsilon_text(line["epsilon"]),
@@ -65,10 +75,12 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "passes": lambda line: _whole(line["passes"]),
             **(taught if summary.leaderboard.labels.notna().any() else {}),
             "seconds": lambda line: _number(line["seconds"], ".1f"),
+            "times natural": lambda line: _number(line["seconds_relative_to_natural"], ".1f"),
             "device-hours": lambda line: _number(line["device_hours"], ".3g"),
             "memory (MiB)": lambda line: _whole(line["peak_memory_mib"]),
+            "training's share (MiB)": lambda line: _whole(line["memory_growth_mib"]),
             "engine": lambda line: line["engine"],
-            "remark": lambda line: "; ".join(filter(None, map(line.get, ("status_note", "data_note", "remarks")))),
+            "remark": _remark,
         },
     )
 
@@ -80,7 +92,7 @@ def readable_table1(summary: Summary) -> pd.DataFrame:
         summary.table1,
         {
             "no": lambda line: line["order"],
-            "method": lambda line: line["method_key"],
+            "method": lambda line: summary.named(line["method_key"]),
             "published": lambda line: line["accuracy_percent"],
             "AutoAttack by others": lambda line: _by_others(line),
             **(as_the_row if summary.table1.measured_row.notna().any() else {}),
@@ -93,6 +105,7 @@ def readable_table1(summary: Summary) -> pd.DataFrame:
             "citation": lambda line: line["citation"],
             "our setting": lambda line: _setting(line),
             "our setting differs in": lambda line: line["differences"],
+            "remark": lambda line: line["broken"],
         },
     )
 
@@ -103,8 +116,8 @@ def readable_comparisons(summary: Summary) -> pd.DataFrame:
         summary.comparisons,
         {
             "class": lambda line: line["class"],
-            "method": lambda line: line["method"],
-            "against": lambda line: line["against"],
+            "method": lambda line: summary.named(line["method"]),
+            "against": lambda line: summary.named(line["against"]),
             "epsilon": lambda line: epsilon_text(line["epsilon"]),
             "difference": lambda line: (
                 f"{100 * line['difference']:+.1f} [{100 * line['low']:+.1f}, {100 * line['high']:+.1f}]"
@@ -122,7 +135,7 @@ def readable_accuracy(summary: Summary) -> pd.DataFrame:
     """Return the accuracy of every trained network under every attack, as strings in percent."""
     folds = summary.accuracy.fold.nunique() > 1
     columns = {
-        "method": lambda line: line["method"],
+        "method": lambda line: summary.named(line["method"]),
         "seed": lambda line: str(line["seed"]),
         **({"fold": lambda line: str(line["fold"])} if folds else {}),
         "checkpoint": lambda line: line["checkpoint"],
@@ -142,7 +155,7 @@ def readable_stages(summary: Summary) -> pd.DataFrame:
     wide = stages.pivot_table(index=keys, columns="stage", values="survivors", sort=False).reset_index()
     names = list(dict.fromkeys(stages.stage))
     columns: dict[str, Callable] = {
-        "method": lambda line: line["method"],
+        "method": lambda line: summary.named(line["method"]),
         "seed": lambda line: str(line["seed"]),
         **({"fold": lambda line: str(line["fold"])} if stages.fold.nunique() > 1 else {}),
         "checkpoint": lambda line: line["checkpoint"],
@@ -156,7 +169,7 @@ def readable_stages(summary: Summary) -> pd.DataFrame:
 def readable_costs(summary: Summary) -> pd.DataFrame:
     """Return what each experiment cost, as strings."""
     columns = {
-        "method": lambda line: line["method"],
+        "method": lambda line: summary.named(line["method"]),
         "seed": lambda line: str(line["seed"]),
         **({"fold": lambda line: str(line["fold"])} if summary.costs.fold.nunique() > 1 else {}),
         "devices": lambda line: _whole(line["devices"]),
@@ -165,10 +178,12 @@ def readable_costs(summary: Summary) -> pd.DataFrame:
         "backward passes": lambda line: _number(line["backward_passes"], ",.1f"),
         "selection passes": lambda line: _number(line["selection_passes"], ",.1f"),
         "seconds": lambda line: _number(line["seconds"], ",.1f"),
+        "times natural": lambda line: _number(line["seconds_relative_to_natural"], ".1f"),
         "selection seconds": lambda line: _number(line["selection_seconds"], ",.1f"),
         "device-hours": lambda line: _number(line["device_hours"], ".3g"),
         "peak memory (MiB)": lambda line: _whole(line["peak_memory_mib"]),
         "of what": lambda line: line["peak_memory_of"],
+        "training's share (MiB)": lambda line: _whole(line["memory_growth_mib"]),
     }
     return _strings(summary.costs, columns)
 
@@ -176,7 +191,7 @@ def readable_costs(summary: Summary) -> pd.DataFrame:
 def readable_alarm(summary: Summary) -> pd.DataFrame:
     """Return single-step methods' accuracies on held-out images in percent, epoch by epoch, as strings."""
     columns = {
-        "method": lambda line: line["method"],
+        "method": lambda line: summary.named(line["method"]),
         "seed": lambda line: str(line["seed"]),
         **({"fold": lambda line: str(line["fold"])} if summary.alarm.fold.nunique() > 1 else {}),
         "epoch": lambda line: str(line["epoch"]),
@@ -236,6 +251,11 @@ def _accuracy(attack: str, scale: int, low: str = "", high: str = "") -> Callabl
     return make
 
 
+def _remark(line: dict) -> str:
+    told = (line[name].rstrip(".") for name in ("status_note", "broken", "data_note", "remarks"))
+    return "; ".join(filter(None, told))
+
+
 def _by_others(line: dict) -> str:
     if not line["external_autoattack"]:
         return ""
@@ -257,13 +277,13 @@ def readable_recovered(summary: Summary) -> pd.DataFrame:
     return _strings(
         summary.recovered,
         {
-            "method": lambda line: line["method"],
+            "method": lambda line: summary.named(line["method"]),
             "checkpoint": lambda line: line["checkpoint"],
             "attack": lambda line: line["attack"],
             "epsilon": lambda line: epsilon_text(line["epsilon"]),
             "accuracy": lambda line: _number(100 * line["accuracy"], ".1f"),
-            "lower end": lambda line: f"{_number(100 * line['lower_accuracy'], '.1f')} ({line['lower']})",
-            "oracle": lambda line: f"{_number(100 * line['oracle_accuracy'], '.1f')} ({line['oracle']})",
+            "lower end": lambda line: _end(line["lower_accuracy"], summary.named(line["lower"])),
+            "oracle": lambda line: _end(line["oracle_accuracy"], summary.named(line["oracle"])),
             "oracle - lower": lambda line: (
                 f"{100 * line['gap']:+.1f} [{100 * line['gap_low']:+.1f}, {100 * line['gap_high']:+.1f}]"
             ),
@@ -272,6 +292,10 @@ def readable_recovered(summary: Summary) -> pd.DataFrame:
             "images": lambda line: _whole(line["images"]),
         },
     )
+
+
+def _end(accuracy: float, reference: str) -> str:
+    return f"{_number(100 * accuracy, '.1f')} ({reference})"
 
 
 def _setting(line: dict) -> str:

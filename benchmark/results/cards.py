@@ -11,6 +11,7 @@ import yaml
 
 from benchmark.errors import BadInput
 from benchmark.results.evidence import failure_path
+from benchmark.results.method_warnings import Warned, of_method, of_run
 from benchmark.results.survey import number
 
 _SUITE_KEYS = ("name", "evaluation")
@@ -35,6 +36,7 @@ _OPTIONAL = {  # key of a card: what stands in for it where a run did not get so
     "device_hours": None,
     "peak_memory_mib": None,
     "peak_memory_of": "",
+    "memory_growth_mib": None,
     "trials": 1,
     "labels": None,  # of training images, where the others were hidden
     "validation_labels": None,
@@ -146,6 +148,14 @@ class Cards:
     def beside(self) -> dict[str, dict[str, str]]:
         """The rows that each semi-supervised method is shown beside: ``lower``, ``oracle`` and ``teacher``."""
         return {str(card["method"]): card["beside"] for card in self.contents if card.get("beside")}
+
+    @cached_property
+    def _warned(self) -> dict[str, Warned]:
+        return {str(card["method"]): of_run(card) for card in self.contents}
+
+    def warned(self, method: str) -> Warned:
+        """What its card warns of; of a method without a run, what the catalogue does."""
+        return self._warned.get(method) or of_method(method)
 
     @cached_property
     def failed(self) -> pd.DataFrame:

@@ -57,7 +57,14 @@ class ADP(AdversarialTraining):
         BadInput: for a network that is no Ensemble, or an unknown ``plus_adv``.
     """
 
-    card = Card(key="adp", category="ensemble", citation="pang2019improving", comparison="C")
+    card = Card(
+        key="adp",
+        category="ensemble",
+        citation="pang2019improving",
+        comparison="C",
+        broken="broken by stronger attacks: longer PGD and a boundary attack leave less than 10 % of the authors' own "
+        "checkpoint (CIFAR-10, epsilon 0.01; Tramer et al., NeurIPS 2020)",
+    )
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ def test_a_list_has_a_line_with_a_word_about_each(what, names, atbench, capsys):
 def test_show_tells_equation_settings_and_published_figures(name, atbench, capsys):
     assert atbench("show", name) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"{name}: ")
+    assert text.startswith((f"{name}: ", f"{name} (reconstruction): "))
     assert "Settings" in text
     assert "Published" in text
     assert "AutoAttack by third parties" in text

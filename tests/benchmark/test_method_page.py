@@ -12,6 +12,7 @@ from benchmark.docstrings import LEADS, describe, numbered
 from benchmark.experiment import resolve
 from benchmark.method_page import page
 from benchmark.results import references, survey
+from benchmark.results.method_warnings import named, of_method
 from benchmark.unicode_math import readable
 from methods import catalogue
 
@@ -54,15 +55,15 @@ def test_a_method_names_a_paper_that_the_bibliography_has(key):
 
 @every_method
 def test_the_page_shows_every_part(key):
-    text, said = page(key, 100), describe(catalogue.get(key))
-    assert text.startswith(f"{key}: {catalogue.get(key).__name__}")
+    text, said, warned = page(key, 100), describe(catalogue.get(key)), of_method(key)
+    assert text.startswith(f"{named(key, warned.note)}: {catalogue.get(key).__name__}")
     if key != "natural":
         assert references.citation(catalogue.get(key).card.citation) in part(text, "Paper")
     assert all(" ".join(equation.split()) in part(text, "Objective") for equation in said.equations)
     assert [f"{number}. {step}" for number, step in enumerate(said.steps, 1)] == re.split(
         r" (?=\d\. [A-Z])", part(text, "One training step")
     )
-    for heading, shown in (("Reading chosen", said.readings), ("Warnings", said.warnings)):
+    for heading, shown in (("Reading chosen", said.readings), ("Warnings", [*warned.sentences, *said.warnings])):
         assert (f"\n{heading}\n" in text) == bool(shown)
         for words in shown:
             assert words[1:] in part(text, heading)

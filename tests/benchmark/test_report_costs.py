@@ -11,7 +11,7 @@ from benchmark.cli import main
 from benchmark.report import build
 from benchmark.report.page import page
 from benchmark.report.summary import summarise
-from benchmark.report.table import readable_alarm, readable_leaderboard
+from benchmark.report.table import readable_alarm, readable_costs, readable_leaderboard
 from tests.benchmark.make_report import (
     FEW,
     make_report,
@@ -42,9 +42,9 @@ def test_costs_have_a_line_per_experiment_and_stand_beside_passes_in_the_leaderb
     build(tmp_path)
     costs = table(tmp_path, "costs")
     assert list(costs.columns) == [
-        *("method", "seed", "fold", "devices", "device_name", "forward_passes", "backward_passes"),
-        *("selection_passes", "seconds", "selection_seconds", "device_hours", "peak_memory_mib", "peak_memory_of"),
-        *("status", "experiment", "suite_note"),
+        *("method", "method_note", "seed", "fold", "devices", "device_name", "forward_passes", "backward_passes"),
+        *("selection_passes", "seconds", "seconds_relative_to_natural", "selection_seconds", "device_hours"),
+        *("peak_memory_mib", "peak_memory_of", "memory_growth_mib", "status", "experiment", "suite_note"),
     ]
     assert costs[["method", "seed", "status"]].to_numpy().tolist() == [
         ["mart", 0, "failed"],
@@ -62,6 +62,53 @@ def test_costs_have_a_line_per_experiment_and_stand_beside_passes_in_the_leaderb
         assert "device-hours" in text
         assert "900" in text
     assert "NVIDIA H100" in (tmp_path / "index.html").read_text()
+
+
+def test_seconds_are_held_against_natural_training_of_the_same_seed_network_and_device(tmp_path):
+    write_suite(tmp_path, ["natural", "pgd_at", "trades"], seeds=(0, 1), images=20)
+    for method, seed, seconds, more in (
+        ("natural", 0, 2.0, {}),
+        ("natural", 1, 4.0, {}),
+        ("pgd_at", 0, 16.0, {}),
+        ("pgd_at", 1, 24.0, {}),
+        ("trades", 0, 30.0, {"device": "NVIDIA H100"}),  # where natural was not trained
+        ("trades", 1, 36.0, {}),
+        ("mart", 1, 36.0, {"network": "small_cnn"}),
+        ("fat", 2, 36.0, {}),
+    ):
+        write_evidence(tmp_path, write_card(tmp_path, method, seed, seconds=seconds, **more), radii(0.2, 20, 0), **FEW)
+    summary = summarise(tmp_path)
+    found = summary.costs.set_index(["method", "seed"]).seconds_relative_to_natural
+    assert found.dropna().to_dict() == {
+        ("natural", 0): 1, ("natural", 1): 1, ("pgd_at", 0): 8, ("pgd_at", 1): 6, ("trades", 1): 9,
+    }  # fmt: skip
+    board = summary.leaderboard.set_index("method").seconds_relative_to_natural
+    assert board[["natural", "pgd_at", "trades"]].tolist() == [1, 7, 9]
+    assert board[["mart", "fat"]].isna().all()
+    assert readable_leaderboard(summary).set_index("method")["times natural"][["pgd_at", "mart"]].tolist() == [
+        "7.0",
+        "",
+    ]
+    assert readable_costs(summary)["times natural"].tolist() == ["", "", "1.0", "1.0", "8.0", "6.0", "", "9.0"]
+
+
+def test_without_natural_training_nothing_is_held_against_it(tmp_path):
+    make_report(tmp_path, {"pgd_at": 0.28}, attacked=FEW, images=20)
+    summary = summarise(tmp_path)
+    assert summary.costs.seconds_relative_to_natural.isna().all()
+    assert summary.leaderboard.seconds_relative_to_natural.isna().all()
+
+
+def test_what_training_added_to_the_memory_stands_beside_the_peak(tmp_path):
+    write_suite(tmp_path, ["pgd_at"], images=20)
+    for seed, growth in ((0, 30.5), (1, 41.0)):
+        experiment = write_card(tmp_path, "pgd_at", seed, memory_growth_mib=growth)
+        write_evidence(tmp_path, experiment, radii(0.2, 20, 0), **FEW)
+    summary = summarise(tmp_path)
+    assert summary.costs.memory_growth_mib.tolist() == [30.5, 41]
+    assert summary.leaderboard.memory_growth_mib.tolist() == [41]
+    assert readable_leaderboard(summary)["training's share (MiB)"].tolist() == ["41"]
+    assert readable_costs(summary)["training's share (MiB)"].tolist() == ["30", "41"]
 
 
 def test_a_card_without_costs_leaves_cells_empty(tmp_path):
