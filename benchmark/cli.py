@@ -18,6 +18,7 @@ _EXAMPLES = {
     "report": "atbench report reports/quickstart",
     "list": "atbench list methods",
     "show": "atbench show trades",
+    "speed": "atbench speed trades mart",
 }
 _A_METHOD = "a name of `atbench list methods`, or FILE:CLASS of your own"
 _A_DATASET = "a name of `atbench list datasets`, or FILE:OBJECT of your own"
@@ -28,6 +29,7 @@ _SUMMARIES = {
     "report": "make tables and figures anew",
     "list": "list methods, suites, datasets or architectures",
     "show": "show one method",
+    "speed": "measure what training costs beside natural training",
 }
 
 
@@ -147,6 +149,24 @@ def _list_words(parser: ArgumentParser) -> None:
 def _show_words(parser: ArgumentParser) -> None:
     """Show a method: paper, formula, steps, reading chosen, warnings, settings, and the figures published for it."""
     parser.add_argument("method", help=_A_METHOD)
+
+
+def _speed_words(parser: ArgumentParser) -> None:
+    """Measure what methods' trainings cost: passes, seconds beside natural training, memory.
+
+    Each is trained for all its epochs on a few images, in turns with natural training and in one process. A stopped
+    command goes on where it was; `atbench list methods` shows the figures.
+    """
+    parser.add_argument("method", nargs="*", help=f"{_A_METHOD} (default: all that are listed)")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="the same, as `atbench run` has it")
+    parser.add_argument("--suite", default="digits-common", help="whose setting (default: digits-common)")
+    shown = "CSV to add to (default: the one that `atbench list methods` shows)"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=shown)
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed trainings of each (default: 3)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
+    changed = "change settings of the suite, such as recipe.epochs=2"
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changed)
+    _add_data(parser)
 
 
 def _add_common(parser: ArgumentParser) -> None:
@@ -280,6 +300,22 @@ def _show(chosen: Namespace) -> int:
     return 0
 
 
+def _speed(chosen: Namespace) -> int:
+    from benchmark.speed import speed
+    from benchmark.suite import read_change
+
+    return speed(
+        _names([*chosen.method, *chosen.methods]) or [],
+        chosen.suite,
+        changes=dict(map(read_change, chosen.set)),
+        output=chosen.output,
+        repeats=_positive("--repeats", chosen.repeats),
+        processes=_positive("--workers", chosen.workers),
+        data_root=chosen.data_root,
+        download=chosen.download,
+    )
+
+
 def _names(words: list[str] | None) -> list[str] | None:
     """Split names at commas as well as at spaces."""
     return None if words is None else [name for word in words for name in word.split(",") if name]
@@ -298,8 +334,17 @@ _WORDS = {
     "report": _report_words,
     "list": _list_words,
     "show": _show_words,
+    "speed": _speed_words,
 }
-_COMMANDS = {"run": _run, "train": _train, "evaluate": _evaluate, "report": _report, "list": _list, "show": _show}
+_COMMANDS = {
+    "run": _run,
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "list": _list,
+    "show": _show,
+    "speed": _speed,
+}
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,11 @@
 """What a training costs, seen from outside: passes, seconds, device-hours, memory."""
 
+import os
 import resource
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,6 +23,8 @@ class Cost(pl.Callback):
     Attributes:
         seconds_of: epoch, counted from 0, to its ``seconds`` and ``selection_seconds``.
         memory: the largest memory so far in MiB, by what it is a figure of.
+        growth: how much of it came on top of what was held when training began, likewise. A process that has PyTorch
+            and the data set in it holds hundreds of MiB before it trains anything.
     """
 
     def __init__(self) -> None:
@@ -28,10 +32,16 @@ class Cost(pl.Callback):
         self.training_seconds = self.selection_seconds = self.device_seconds = 0.0
         self.seconds_of: dict[int, dict[str, float]] = {}
         self.memory: dict[str, float] = {}
+        self.growth: dict[str, float] = {}
         self.devices = 1
+        self._before = 0.0
         self._epoch = Passes(), Passes()  # of this device, in training and in selection
         self._since = 0.0
         self._counters = ExitStack()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Look at the memory before training."""
+        self._before = held_memory()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Count training from here."""
@@ -62,8 +72,9 @@ class Cost(pl.Callback):
             total.forward += forward
             total.backward += backward
         kind, memory = peak_memory()
-        largest = trainer.strategy.reduce(torch.tensor(memory, device=pl_module.device), reduce_op="max")
-        self.memory[kind] = max(float(largest), self.memory.get(kind, 0.0))
+        for table, figure in ((self.memory, memory), (self.growth, memory - self._before)):
+            largest = trainer.strategy.reduce(torch.tensor(figure, device=pl_module.device), reduce_op="max")
+            table[kind] = max(float(largest), table.get(kind, 0.0))
 
     def of_devices(self) -> dict[str, Any]:
         """Give what a card says of devices and memory: ``peak_memory_of`` names what was measured."""
@@ -73,6 +84,7 @@ class Cost(pl.Callback):
             "device_hours": round(self.device_seconds / 3600, 6),
             "peak_memory_mib": round(self.memory.get(kind, 0.0), 1),
             "peak_memory_of": kind,
+            "memory_growth_mib": round(self.growth.get(kind, 0.0), 1),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,6 +95,7 @@ class Cost(pl.Callback):
             "seconds": [self.training_seconds, self.selection_seconds, self.device_seconds],
             "seconds_of": self.seconds_of,
             "memory": self.memory,
+            "growth": self.growth,
             "devices": self.devices,
         }
 
@@ -91,7 +104,7 @@ class Cost(pl.Callback):
         self.training, self.selection = Passes(**state_dict["training"]), Passes(**state_dict["selection"])
         self.training_seconds, self.selection_seconds, self.device_seconds = state_dict["seconds"]
         self.seconds_of.update(state_dict["seconds_of"])  # the very mapping that others read
-        self.memory, self.devices = state_dict["memory"], state_dict["devices"]
+        self.memory, self.growth, self.devices = (state_dict[key] for key in ("memory", "growth", "devices"))
 
 
 def peak_memory() -> tuple[str, float]:
@@ -99,3 +112,14 @@ def peak_memory() -> tuple[str, float]:
     if torch.cuda.is_available():
         return "GPU memory allocated", torch.cuda.max_memory_allocated() / 2**20
     return "resident memory of the process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux: KiB
+
+
+def held_memory() -> float:
+    """Give what this process holds now, in MiB of the kind that :func:`peak_memory` gives, and begin a new peak."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    with suppress(OSError):  # not everywhere allowed; a peak of before then counts as training's
+        Path("/proc/self/clear_refs").write_text("5")
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -20,7 +20,7 @@ from benchmark import user_code
 from benchmark.errors import BadInput
 from benchmark.processes import end_with_parent
 from benchmark.suite import Evaluation
-from benchmark.tasks import Places, Task, perform
+from benchmark.tasks import Places, Task
 
 
 @dataclass
@@ -192,7 +192,7 @@ def _work(task: Task, places: Places, settings: Evaluation, pipe: Connection, gp
         pipe.send((what, done, total))
 
     try:
-        perform(task, places, settings, tell)
+        task.perform(places, settings, tell)
         outcome = Outcome()
     except BadInput as error:
         outcome = Outcome(_place(error, task) + str(error), traceback.format_exc(), bad_input=True)

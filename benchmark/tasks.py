@@ -52,6 +52,10 @@ class Task:
         """The experiment that has to be trained before: an attack's own, a student's teacher."""
         return self.experiment if self.attacks else self.experiment.teacher
 
+    def perform(self, places: Places, settings: Evaluation, tell: Tell) -> None:
+        """Do it, in the process that is there; another kind of task does something else."""
+        perform(self, places, settings, tell)
+
 
 def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> None:
     """Do one task. What is finished already is not done again."""

@@ -10,7 +10,7 @@ from benchmark import architectures, data, suite
 from benchmark.storage import sha256
 from methods import catalogue
 
-COMMANDS = ("run", "train", "evaluate", "report", "list", "show")
+COMMANDS = ("run", "train", "evaluate", "report", "list", "show", "speed")
 SMALL = ["--set", "recipe.epochs=1", "dataset.train_images=64", "dataset.validation_images=20"]
 
 
@@ -39,7 +39,6 @@ def test_help_without_a_command_tells_of_all_of_them(atbench, capsys):
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("methods", catalogue.names()),
         ("suites", [*suite.names(), *suite.recipes()]),
         ("datasets", [*data.names(), *data.described_only()]),
         ("architectures", [*architectures.names(), "torchvision/NAME"]),
@@ -50,6 +49,21 @@ def test_a_list_has_a_line_with_a_word_about_each(what, names, atbench, capsys):
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _ in lines] == list(names)
     assert all(len(text) > 3 for _, text in lines)
+
+
+def test_the_list_of_methods_has_a_line_of_figures_for_each_and_below_it_what_it_does(atbench, capsys):
+    assert atbench("list", "methods") == 0
+    text = capsys.readouterr().out
+    above, *lines = text.split("\n\n")[0].splitlines()
+    assert above.split() == ["method", "class", "category", "passes", "seconds", "memory", "(MiB)"]
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == catalogue.names()
+    for name in catalogue.names():
+        card, said = catalogue.get(name).card, " ".join(text.split())
+        note = " (reconstruction)" if card.reconstruction else ""
+        assert f"{name}{note} {card.comparison} {card.category} " in said
+        assert " ".join(catalogue.get(name).__doc__.splitlines()[0].split()) in said
+        assert card.broken in said
+    assert max(map(len, text.splitlines())) <= 110
 
 
 @pytest.mark.parametrize("name", catalogue.names())

@@ -1,6 +1,7 @@
 """Training one experiment: what it leaves, what it costs, and that an interruption changes nothing."""
 
 import itertools
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from attacks import BadInput
 from attacks.modes import in_mode
 from benchmark import suite
-from benchmark.cost import Cost, peak_memory
+from benchmark.cost import Cost, held_memory, peak_memory
 from benchmark.data import load
 from benchmark.experiment import plan
 from benchmark.storage import load_weights, sha256
@@ -54,7 +55,7 @@ def hashes(card):
 
 def without_costs(card):
     """What of a card must not depend on the machine's mood."""
-    measured = ("seconds", "device_hours", "peak_memory_mib")
+    measured = ("seconds", "device_hours", "peak_memory_mib", "memory_growth_mib")
     return {key: value for key, value in card.items() if not key.endswith(measured)}
 
 
@@ -177,6 +178,11 @@ def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
     assert card["device_hours"] == pytest.approx(card["seconds"] / 3600, abs=1e-5)
     assert card["peak_memory_mib"] > 0
     assert card["peak_memory_of"] == peak_memory()[0]
+    assert 0 <= card["memory_growth_mib"] < card["peak_memory_mib"]
+    assert (card["reconstruction"], card["broken"]) == (
+        catalogue.get(name).card.reconstruction,
+        catalogue.get(name).card.broken,
+    )
     assert {"atbench", "torch", "pyautoattack"} <= card["versions"].keys()
     assert [line["epoch"] for line in card["history"]] == list(range(epochs))
     for file, kept in card["weights"].items():
@@ -188,13 +194,27 @@ def test_costs_go_on_counting_after_a_resumption(tmp_path, monkeypatch):
     of, clock, memory = experiment("natural"), iter(range(0, 10**6, 10)), iter([50.0, 800.0, 60.0])
     monkeypatch.setattr("benchmark.cost.time.perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr("benchmark.cost.peak_memory", lambda: ("a made-up memory", next(memory, 60.0)))
+    held = iter([30.0, 300.0, 10.0])  # when the training began, and when it was taken up again
+    monkeypatch.setattr("benchmark.cost.held_memory", lambda: next(held))
     for after in (1, 2):
         interrupted_train(of, tmp_path, after)
     card = train(of, tmp_path)
     assert (card["seconds"], card["selection_seconds"]) == (30, 30)  # ten of each in each of three epochs
     assert card["device_hours"] == pytest.approx(30 / 3600, abs=1e-6)
     assert (card["peak_memory_mib"], card["peak_memory_of"]) == (800, "a made-up memory")
+    assert card["memory_growth_mib"] == 500  # 800 in the second process, which held 300 before
     assert card["forward_passes"] == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a GPU something else is counted")
+def test_the_memory_held_before_training_is_no_peak_of_training():
+    before = bytearray(300 * 2**20)
+    assert held_memory() > 300
+    del before
+    held = held_memory()
+    assert held > 0
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert peak_memory()[1] < held + 100
 
 
 def test_device_hours_count_every_device(monkeypatch):
