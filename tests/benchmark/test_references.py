@@ -311,7 +311,8 @@ def test_the_page_and_the_folder_show_shares_only_where_there_are_any(tmp_path, 
     build(report(tmp_path / "with"))
     build(make_report(tmp_path / "without", attacked={"epsilons": [0.15]}))
     assert "recovered share" in (tmp_path / "with" / "index.html").read_text()
-    assert list(pd.read_csv(tmp_path / "with" / "recovered.csv").columns)[:3] == ["method", "lower", "oracle"]
+    columns = list(pd.read_csv(tmp_path / "with" / "recovered.csv").columns)
+    assert columns[:6] == ["method", "method_note", "lower", "lower_note", "oracle", "oracle_note"]
     assert "Recovered share" not in (tmp_path / "without" / "index.html").read_text()
     assert not (tmp_path / "without" / "recovered.csv").exists()
     assert "teacher" not in (tmp_path / "without" / "leaderboard.md").read_text()
