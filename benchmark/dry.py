@@ -7,6 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from benchmark.data import HiddenLabels, ImageData, Images, MissingData, Splits, load
 from benchmark.evaluation import evaluate
@@ -51,8 +52,11 @@ def dry_run(experiment: Experiment, settings: Evaluation, data_root: Path | None
     row = settings.row or RowAttack(epsilon=settings.ranked_at[0], steps=settings.steps, step_size=settings.step_size)
     row = replace(row, steps=STEPS, restarts=1)
     short = replace(settings, attacks=["row"], row=row, images=None, batch_size=IMAGES, ranked_at=[row.epsilon])
+    classifier = method.classifier()
+    # After one step BatchNorm still has the statistics of no image, with which deep networks overflow in eval mode.
+    update_bn([splits.train.pixels().to(method.device)], classifier)
     begun = time.perf_counter()
-    verdicts = evaluate(method.classifier(), splits.test, experiment.threat, short, attacks=["row"])
+    verdicts = evaluate(classifier, splits.test, experiment.threat, short, attacks=["row"])
     attack_seconds = time.perf_counter() - begun
     shape = "x".join(map(str, (known.channels, known.size, known.size)))
     source = f"random images and labels, because {absent}" if absent else f"the first images of {known.name}"

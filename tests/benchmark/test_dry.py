@@ -53,6 +53,12 @@ def test_a_data_set_without_a_reader_cannot_be_loaded(name):
         data.load(name)
 
 
+def test_a_deep_network_whose_first_statistics_would_overflow_is_attacked_all_the_same():
+    deep = {"network": {"name": "torchvision/resnet152"}, "dataset": {"name": "tiny_imagenet"}}
+    suite = load("digits-common", {**deep, "methods": {"natural": {}}, "recipe.learning_rate": 3.0})
+    assert "attack: PGD-2 at 0.15, ce, fools " in str(dry_run(plan(suite)[0], suite.evaluation))
+
+
 def test_a_dry_run_may_be_repeated_to_the_last_digit(capsys, atbench):
     said = []
     for _ in range(2):
