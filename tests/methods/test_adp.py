@@ -19,7 +19,7 @@ from methods.ensemble.members import Ensemble
 from methods.inner import Inner
 from methods.recipe import Recipe
 from tests.golden import cases, first_layer_gradient, gradient_norm
-from tests.methods.test_golden import adp as golden_adp
+from tests.methods.from_golden.adp import build as golden_adp
 from tests.methods.tools import (
     assert_same,
     batches_seen,

@@ -16,7 +16,7 @@ from methods.draws import Draws
 from methods.recipe import Recipe
 from methods.variants.avmixup import phi
 from tests.golden import cases
-from tests.methods.test_golden import avmixup as golden_avmixup
+from tests.methods.from_golden.avmixup import build as golden_avmixup
 from tests.methods.tools import (
     EPSILON,
     assert_same,

@@ -16,7 +16,7 @@ from methods import FAT, MART, PGDAT, TRADES, Natural
 from methods.curriculum.fat import scheduled_tau
 from methods.inner import Inner
 from tests.golden import cases
-from tests.methods.test_golden import fat as golden_fat
+from tests.methods.from_golden.fat import build as golden_fat
 from tests.methods.tools import (
     assert_same,
     gradients,

@@ -10,7 +10,7 @@ from methods.base import Batch
 from methods.inner import Inner
 from methods.recipe import Recipe
 from tests.golden import assert_images, cases, first_layer_gradient, gradient_norm, one
-from tests.methods.test_golden import iaat as golden_iaat
+from tests.methods.from_golden.iaat import build as golden_iaat
 from tests.methods.tools import EPSILON, build, images, loader, network, toy, trace, trainer
 
 STEPS = 10

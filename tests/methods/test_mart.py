@@ -13,7 +13,7 @@ from attacks import ThreatModel, counting, kl_divergence
 from methods import MART
 from methods.regularization.mart import floored_kl, margin_term
 from tests.golden import one
-from tests.methods.test_golden import gaussian_start
+from tests.methods.from_golden.trades import gaussian_start
 from tests.methods.tools import batches_seen, gradients, images, network, toy, trace
 
 THREAT = ThreatModel("linf", 8 / 255)

@@ -11,7 +11,7 @@ from attacks import ThreatModel, counting, kl_divergence
 from methods import TRADES, Natural
 from methods.inner import Inner
 from tests.golden import one
-from tests.methods.test_golden import trades as golden_trades
+from tests.methods.from_golden.trades import build as golden_trades
 from tests.methods.tools import assert_same, batches_seen, gradients, images, network, statistics, toy, trace
 
 THREAT = ThreatModel("linf", 8 / 255)

@@ -1,0 +1,5 @@
+"""Cases of bag_of_tricks are PGD training with another recipe."""
+
+from tests.methods.from_golden.pgd_at import build
+
+__all__ = ["build"]
