@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmark.report import figures, table
+from benchmark.report import figures, markup, table
 from benchmark.report.page import page
 from benchmark.report.published_figure import published_vs_measured
 from benchmark.report.summary import Summary, summarise
@@ -76,12 +76,12 @@ def _texts(summary: Summary) -> dict[str, str]:
     }
     if len(summary.recovered):  # of suites with semi-supervised methods
         frames["recovered"] = summary.recovered
-    found = {f"{name}.csv": table.csv(frame, suite.note, summary.note) for name, frame in frames.items()}
+    found = {f"{name}.csv": markup.csv(frame, suite.note, summary.note) for name, frame in frames.items()}
     readable = {
         "leaderboard": (table.readable_leaderboard(summary), f"{suite.title}: leaderboard"),
         "table1": (table.readable_table1(summary), f"{suite.title}: the survey's Table 1 beside what was measured"),
     }
     for name, (frame, title) in readable.items():
-        found[f"{name}.md"] = table.markdown(frame, title, suite.track, suite.note)
-        found[f"{name}.tex"] = table.latex(frame, title, suite.track, suite.note, f"tab:{name}")
+        found[f"{name}.md"] = markup.markdown(frame, title, suite.track, suite.note)
+        found[f"{name}.tex"] = markup.latex(frame, title, suite.track, suite.note, f"tab:{name}")
     return found

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
 from benchmark.report import build, figures
+from benchmark.report.markup import latex_escaped, markdown_escaped
 from benchmark.report.published_figure import published_vs_measured
 from benchmark.report.style import epsilon_text, in_255ths, looks, spread
 from benchmark.report.summary import summarise
-from benchmark.report.table import latex_escaped, markdown_escaped
 from tests.benchmark.make_report import FEW, NOTE, make_report, write_card, write_failure, write_suite
 
 HOSTILE = "<script>alert(1)</script>|100%_&$x$"

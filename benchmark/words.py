@@ -1,0 +1,166 @@
+"""The words that each command understands; what is done with them is in :mod:`benchmark.cli`."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+_EXAMPLES = {
+    "run": "atbench run digits-common --methods pgd_at trades --seeds 0 1 2",
+    "train": "atbench train trades --suite digits-common --seed 1",
+    "evaluate": "atbench evaluate --model wrn.py:build --weights wrn.safetensors --dataset cifar10",
+    "report": "atbench report reports/quickstart",
+    "list": "atbench list methods",
+    "show": "atbench show trades",
+    "speed": "atbench speed trades mart",
+}
+_A_METHOD = "a name of `atbench list methods`, or FILE:CLASS of your own"
+_A_DATASET = "a name of `atbench list datasets`, or FILE:OBJECT of your own"
+_SUMMARIES = {
+    "run": "train, attack and report a whole suite",
+    "train": "train one method",
+    "evaluate": "attack a model you already have",
+    "report": "make tables and figures anew",
+    "list": "list methods, suites, datasets or architectures",
+    "show": "show one method",
+    "speed": "measure what training costs beside natural training",
+}
+
+
+def commands() -> dict[str, tuple[ArgumentParser, str]]:
+    """Give each command's parser and its line in the list of commands."""
+    made = {}
+    for name, add_words in _WORDS.items():
+        parser = ArgumentParser(
+            description=inspect.cleandoc(add_words.__doc__ or ""), epilog=f"example: {_EXAMPLES[name]}"
+        )
+        add_words(parser)
+        made[name] = parser, _SUMMARIES[name]
+    return made
+
+
+def _run_words(parser: ArgumentParser) -> None:
+    """Train a suite's methods, attack what they trained, and make tables, figures and a page.
+
+    A stopped run goes on where it was when the same command is given again.
+    """
+    parser.add_argument("suite", help="a name of `atbench list suites`, or a YAML file")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these (default: all of the suite)")
+    mine = "a method of your own beside them: a subclass of methods.base.AdversarialTraining"
+    parser.add_argument("--method", nargs="+", action="extend", default=[], metavar="FILE:CLASS", help=mine)
+    family = "what yours is compared with, such as pgd_at,trades; of the suite only these run beside it"
+    parser.add_argument("--against", nargs="+", metavar="NAME", help=family)
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="in place of the suite's")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/SUITE)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
+    _add_common(parser)
+
+
+def _train_words(parser: ArgumentParser) -> None:
+    """Train one method, in a suite's setting or in its published one.
+
+    The weights and their card stay in a folder of their own.
+    """
+    parser.add_argument("method", nargs="?", help=f"{_A_METHOD}; not with --recipe")
+    parser.add_argument("--suite", metavar="NAME", help="whose setting (default: digits-common)")
+    recipe = "method and setting of a row of the survey, such as published/trades: see `atbench list suites`"
+    parser.add_argument("--recipe", metavar="NAME", help=recipe)
+    dry = "one step on two images and a short attack instead; works without the data set, and leaves nothing behind"
+    parser.add_argument("--dry", action="store_true", help=dry)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
+    _add_common(parser)
+
+
+def _evaluate_words(parser: ArgumentParser) -> None:
+    """Attack a model you already have.
+
+    Nothing is trained; every image's verdict is written, and a stopped run resumes.
+    """
+    builder = "a function that returns an nn.Module from images in [0, 1] to logits, or a name of "
+    radii = "in pixel units (default: 8/255); of several, AutoAttack runs at the last"
+    attacks = "of pgd20, cw20, autoattack (default: these three), pgd20_any, and cw_l2 for the norm l2"
+    add = parser.add_argument
+    add("--model", required=True, metavar="FILE:BUILDER", help=f"{builder}`atbench list architectures`")
+    add("--weights", required=True, type=Path, metavar="FILE", help="safetensors, or a PyTorch state dict")
+    add("--dataset", required=True, metavar="NAME", help=_A_DATASET)
+    add("--norm", default="linf", choices=["linf", "l2", "l1"], help="of the perturbation (default: linf)")
+    add("--epsilon", nargs="+", type=str, default=["8/255"], metavar="FRACTION", help=radii)
+    add("--attacks", nargs="+", default=["pgd20", "cw20", "autoattack"], metavar="NAME", help=attacks)
+    add("--images", type=int, metavar="N", help="the first N test images (default: all)")
+    add("--batch-size", type=int, default=200, metavar="N", help="images at once (default: 200)")
+    add("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
+    add("--name", metavar="NAME", help="in the tables (default: that of the weights file)")
+    add("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/evaluate-NAME)")
+    _add_data(parser)
+
+
+def _report_words(parser: ArgumentParser) -> None:
+    """Make tables, figures and the page from the evidence in a folder; needs no GPU and no PyTorch."""
+    parser.add_argument("folder", type=Path, help="such as reports/quickstart")
+
+
+def _list_words(parser: ArgumentParser) -> None:
+    """List what there is to choose from."""
+    parser.add_argument("what", choices=["methods", "suites", "datasets", "architectures"], help="one of these words")
+
+
+def _show_words(parser: ArgumentParser) -> None:
+    """Show a method: paper, formula, steps, reading chosen, warnings, settings, and the figures published for it."""
+    parser.add_argument("method", help=_A_METHOD)
+
+
+def _speed_words(parser: ArgumentParser) -> None:
+    """Measure what methods' trainings cost: passes, seconds beside natural training, memory.
+
+    Each is trained for all its epochs on a few images, in turns with natural training and in one process. A stopped
+    command goes on where it was; `atbench list methods` shows the figures.
+    """
+    parser.add_argument("method", nargs="*", help=f"{_A_METHOD} (default: all that are listed)")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="the same, as `atbench run` has it")
+    parser.add_argument("--suite", default="digits-common", help="whose setting (default: digits-common)")
+    shown = "CSV to add to (default: the one that `atbench list methods` shows)"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=shown)
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed trainings of each (default: 3)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
+    changed = "change settings of the suite, such as recipe.epochs=2"
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changed)
+    _add_data(parser)
+
+
+def _add_common(parser: ArgumentParser) -> None:
+    changed = "change settings of the suite, such as recipe.epochs=2"
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changed)
+    together = "that train one method together: GPUs, or processes where there are none (default: 1)"
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help=together)
+    machines = "machines; start the same command on each, with NODE_RANK, MASTER_ADDR and MASTER_PORT set (default: 1)"
+    parser.add_argument("--num-nodes", type=int, default=1, metavar="M", help=machines)
+    precisions = ["32-true", "bf16-mixed", "16-mixed"]
+    parser.add_argument("--precision", choices=precisions, help="of training, in place of the suite's")
+    shared = "share BatchNorm's statistics between GPUs"
+    parser.add_argument("--sync-batchnorm", action="store_true", help=shared)
+    parser.add_argument("--dataset", metavar="NAME", help=f"in place of the suite's: {_A_DATASET}")
+    network = "in place of the suite's: a name of `atbench list architectures`, or FILE:BUILDER of your own"
+    parser.add_argument("--network", metavar="NAME", help=network)
+    kept = "of trained weights (default: checkpoints)"
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="FOLDER", help=kept)
+    listener = "tensorboard or wandb, beside the history.csv that is always written; may be given for each"
+    parser.add_argument("--logger", action="append", default=[], metavar="NAME", help=listener)
+    _add_data(parser)
+
+
+def _add_data(parser: ArgumentParser) -> None:
+    holds = "that holds the data sets as torchvision lays them out (default: $ATBENCH_DATA, or data)"
+    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help=holds)
+    parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
+
+
+_WORDS: dict[str, Callable[[ArgumentParser], None]] = {
+    "run": _run_words,
+    "train": _train_words,
+    "evaluate": _evaluate_words,
+    "report": _report_words,
+    "list": _list_words,
+    "show": _show_words,
+    "speed": _speed_words,
+}
