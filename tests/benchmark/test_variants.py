@@ -362,6 +362,14 @@ def test_figures_name_variants(reported):
     assert "fgsmr/detached (reconstruction)" in {text.get_text() for text in axes.texts}
 
 
+def test_panels_are_as_high_as_the_names_of_many_variants_beside_them(tmp_path):
+    many = {"pgd_at": 0.28} | {f"trades/beta_{place}": 0.25 for place in range(20)}
+    figure = figures.accuracy_over_epsilon(summarise(make_report(tmp_path, many, images=20, attacked=FEW)))
+    figure.draw_without_rendering()
+    for axes in (axes for axes in figure.axes if axes.get_legend()):
+        assert axes.get_legend().get_window_extent().height <= axes.get_window_extent().height
+
+
 def test_the_list_of_suites_counts_methods_and_runs(atbench, capsys, all_variants):
     assert atbench("list", "suites") == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("digits-variants")]
