@@ -16,10 +16,12 @@ from benchmark.errors import BadInput
 from benchmark.evaluation import RANKING_ONLY, jobs
 from benchmark.experiment import Experiment, plan
 from benchmark.loggers import check as check_loggers
+from benchmark.names import check_names
 from benchmark.references import references, with_teachers
 from benchmark.results.alarms import sentences
 from benchmark.results.cards import read_cards
 from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path, finished_parts
+from benchmark.results.rows import method_of
 from benchmark.runner import Outcome, workers
 from benchmark.runner import run as run_tasks
 from benchmark.storage import locked, read_yaml, write_text, write_yaml
@@ -65,7 +67,7 @@ def run(
     experiments += references(experiments, whole, data_root)
     list(jobs(suite.evaluation, ranked=True))  # so that a misspelled attack is told before anything is written
     tests = {fold: _test_images(suite, fold, places) for fold in suite.dataset.folds}
-    _check_names(experiments)
+    check_names(experiments, report)
     devices.share(suite.recipe.batch_size)
     devices.check()
     if devices.node:
@@ -162,12 +164,6 @@ def _load(name: str, changes: Mapping[str, Any], dataset: str | None, network: s
     return load(name, {**own_parts.in_place_of(load(name), dataset, network), **changes})
 
 
-def _check_names(experiments: Sequence[Experiment]) -> None:
-    """Name them all, so that labels which cannot be chosen are told before anything is written."""
-    for experiment in experiments:
-        _ = experiment.name
-
-
 def _fetch(suite: Suite, places: Places) -> None:
     """Download the data set where that was asked for: a plan with hidden labels looks at those of its images."""
     if places.download:
@@ -221,9 +217,10 @@ def _forget_failures_of_older_code(report: Path, before: dict[str, Any], now: di
     shared = [part for part in ("dataset", "network") if _mended(before[part].get("code"), now[part].get("code"))]
     own = {method for method, code in now.get("own", {}).items() if _mended(before.get("own", {}).get(method), code)}
     cards = [(path, read_yaml(path)) for path in (report / "experiments").glob("*.yaml")]
-    for method in before["methods"] if shared else own:
-        failed = [(path, card["experiment"]) for path, card in cards if card["method"] == method]
-        if any(card["status"] == "done" for _, card in cards if card["method"] == method) or any(
+    for method in dict.fromkeys(map(method_of, before["methods"])) if shared else own:
+        rows = [(path, card) for path, card in cards if method_of(card["method"]) == method]
+        failed = [(path, card["experiment"]) for path, card in rows]
+        if any(card["status"] == "done" for _, card in rows) or any(
             (report / "evidence" / escaped(name)).exists() for _, name in failed
         ):
             return

@@ -1,15 +1,12 @@
 """One experiment: everything that changes the weights it ends with, and the name that follows from it."""
 
-import difflib
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from attacks.threat import ThreatModel
@@ -18,6 +15,8 @@ from benchmark.data import Description, describe, load
 from benchmark.data import own as own_data
 from benchmark.data.hidden_labels import choose_labelled, digest, usual_labels
 from benchmark.errors import BadInput
+from benchmark.results.rows import parts
+from benchmark.settings import parse, resolve
 from benchmark.suite import DataChoice, NetworkChoice, Suite
 from benchmark.user_code import UserCode
 from methods.base import AdversarialTraining
@@ -31,7 +30,7 @@ class Experiment:
     Args:
         settings: the method's own, with every default written out, so that a changed default is another experiment.
         labels: how many training images keep their label; None where all do.
-        row: what tables call it, such as ``trades@200``; by default the method's key.
+        row: what tables call it, such as ``trades@200`` or ``trades/beta_1``; by default the method's key.
         reference: whether it is only there to be compared with.
         teacher: whose predictions on the unlabelled images it learns from; trained before.
         data_root: where the data set lies, for the choice of the labelled images.
@@ -117,14 +116,14 @@ class Experiment:
     def build_network(self) -> nn.Module:
         """Make the untrained network, as the method composes it; weights follow from seed and member alone."""
         data = description(self.dataset)
-        settings = _parse(self.method, self.method_class, self.settings)
+        settings = parse(self.method, self.method_class, self.settings)
         return self.method_class.compose(
             lambda member: build_network(self.network, data, self.seed, member), **settings
         )
 
     def build_method(self, network: nn.Module) -> AdversarialTraining:
         """Put the method around ``network``."""
-        settings = _parse(self.method, self.method_class, self.settings)
+        settings = parse(self.method, self.method_class, self.settings)
         return self.method_class(network, self.threat, recipe=self.recipe, seed=self.seed, **settings)
 
 
@@ -179,7 +178,8 @@ def plan(suite: Suite, data_root: Path | None = None) -> list[Experiment]:
     for row, own in suite.methods.items():
         key, labels = _with_labels(row, suite, data_root)
         code = suite.own.get(key)
-        settings = resolve(key, own or suite.methods.get(key) or {}, suite.inner_steps, code)
+        own = own or suite.methods.get(row.partition("@")[0]) or {}
+        settings = resolve(key, own, suite.inner_steps, code, row=row)
         for fold in suite.dataset.folds:
             for seed in suite.seeds:
                 experiments.append(experiment(suite, key, settings, fold, seed, labels, row, data_root))
@@ -225,19 +225,19 @@ def experiment(
 
 
 def _with_labels(row: str, suite: Suite, data_root: Path | None) -> tuple[str, int | None]:
-    """Split ``trades@200`` into the method's key and the number of labels; a semi-supervised one has the suite's."""
-    key, at, number = row.rpartition("@")
-    if at:
-        if not number.isdecimal() or int(number) < 1:
+    """Give a row's method and the number of its labels, as in ``trades@200``; a semi-supervised one has the suite's."""
+    key, _, number = parts(row)
+    if number:
+        if not number[1:].isdecimal() or int(number[1:]) < 1:
             raise BadInput(f"methods.{row}: after @ stands the number of labelled images, as in trades@200")
         own_method.find(key, suite.own.get(key))
-        return key, int(number)
-    if own_method.find(row, suite.own.get(row)).references is None:
-        return row, None
+        return key, int(number[1:])
+    if own_method.find(key, suite.own.get(key)).references is None:
+        return key, None
     if suite.dataset.labels is not None:
-        return row, suite.dataset.labels
+        return key, suite.dataset.labels
     _, labels, classes = _training_part(suite.dataset, data_root, suite.dataset.folds[0])
-    return row, usual_labels(len(labels), classes)
+    return key, usual_labels(len(labels), classes)
 
 
 def _training_part(choice: DataChoice, data_root: Path | None, fold: int) -> tuple[Tensor, Tensor, int]:
@@ -253,43 +253,5 @@ def _training_labels(
     return splits.train.index, splits.train.labels, splits.description.classes
 
 
-def resolve(method: str, own: dict[str, Any], inner_steps: int, code: UserCode | None = None) -> dict[str, Any]:
-    """Write out all settings of a method: its defaults, the preset's number of inner steps, then its ``own``.
-
-    A method without an ``inner`` setting has its number of steps by definition, and the preset's is not used.
-
-    Raises:
-        BadInput: naming the method and the key.
-    """
-    found = own_method.find(method, code)
-    defaults = {"inner": {"steps": inner_steps}} if "inner" in _parser(found).get_defaults() else {}
-    inner = own.get("inner")
-    merged = {**defaults, **own}
-    if defaults and isinstance(inner, dict):
-        merged["inner"] = {**defaults["inner"], **inner}
-    parsed = _parse(method, found, merged)
-    return {key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in parsed.items()}
-
-
 def _without(value: Any, *keys: str) -> dict[str, Any]:
     return {key: part for key, part in asdict(value).items() if key not in keys}
-
-
-def _parser(found: type[AdversarialTraining]) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(found, skip={"network", "threat", "recipe", "seed"})
-    return parser
-
-
-def _parse(method: str, found: type[AdversarialTraining], settings: dict[str, Any]) -> dict[str, Any]:
-    parser = _parser(found)
-    try:
-        return dict(parser.instantiate(parser.parse_object(settings)))
-    except (ArgumentError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).replace("Parser key ", "key ").replace("typing.", "")
-        reason = re.sub(r"<class '(\w+)'>", r"\1", reason)
-        known = [name.rpartition(".")[2] for name in parser.get_defaults().keys()]  # noqa: SIM118 - of the leaves
-        wrong = re.search(r"ption '(\w+)'", reason)
-        near = difflib.get_close_matches(wrong[1], known, n=1) if wrong else []
-        hint = f": did you mean {near[0]}?" if near else ""
-        raise BadInput(f"methods.{method}: {reason}{hint} (atbench show {method} lists its settings)") from None

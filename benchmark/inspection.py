@@ -9,6 +9,7 @@ import pandas as pd
 from benchmark import architectures, data, suite
 from benchmark.results import speed
 from benchmark.results.method_warnings import Warned, named
+from benchmark.results.rows import method_of
 from methods import catalogue
 
 _WIDEST = 110
@@ -125,5 +126,5 @@ def _recipe(found: suite.Suite) -> str:
 def _setting(found: suite.Suite) -> str:
     threat = f"{found.threat.norm} {found.threat.epsilon:.4g}"
     runs = len(found.methods) * len(found.seeds) * len(found.dataset.folds)
-    size = f"{len(found.methods)} methods, {runs} runs"
+    size = f"{len(set(map(method_of, found.methods)))} methods, {runs} runs"
     return f"{found.title}: {found.dataset.name}, {found.network.name}, {threat}, {found.recipe.epochs} epochs, {size}"

@@ -10,10 +10,10 @@ from typing import Any
 
 from benchmark import own_method, user_code
 from benchmark.docstrings import describe
-from benchmark.experiment import resolve
 from benchmark.results import survey
 from benchmark.results.method_warnings import Warned, named
 from benchmark.results.references import citation
+from benchmark.settings import resolve
 
 _WIDEST = 110  # longer lines are hard to follow with the eye
 

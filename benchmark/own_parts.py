@@ -1,13 +1,14 @@
 """Put a user's own method, data set and network into a suite, under names that can be read in tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmark import own_method, user_code
+from benchmark import own_method, user_code, variants
 from benchmark.data import own as own_data
 from benchmark.errors import BadInput
+from benchmark.results.rows import method_of, parts
 from benchmark.suite import DataChoice, NetworkChoice, Suite
 from benchmark.user_code import UserCode, anchored, is_reference
 
@@ -15,17 +16,20 @@ from benchmark.user_code import UserCode, anchored, is_reference
 def take_up(suite: Suite) -> Suite:
     """Look up what ``suite`` names as FILE:OBJECT and put readable names in its place; the files are run for that.
 
-    A method is called by the key of its card, and what the suite sets for that key goes to it; a suite that names
-    nothing of a user's stays as it is.
+    A method is called by the key of its card, and what the suite sets for that key goes to it; variants' settings are
+    written out: :func:`benchmark.variants.written_out`. A suite that names neither stays as it is.
 
     Raises:
-        BadInput: for a mistake in a user's file, two methods of one key, or an unknown method in ``against``.
+        BadInput: for a mistake in a user's file, two methods of one key, a variant that is none, or an unknown method
+            in ``against``.
     """
     keys, own = {}, dict(suite.own)
     for name in filter(is_reference, suite.methods):
-        code = user_code.find(name, "Mine")
-        keys[name] = key = own_method.load(code).card.key
-        if key in own:
+        file, variant, labels = parts(name)
+        code = user_code.find(file if ":" in name else name, "Mine")
+        key = own_method.load(code).card.key
+        keys[name] = key + variant + labels
+        if own.get(key, code) != code:
             raise BadInput(
                 f"two methods have the key {key!r}, {own[key].label} and {code.label}: give one of them another by "
                 f'card = Card(key="{key}_2", category="own", citation="")'
@@ -35,7 +39,8 @@ def take_up(suite: Suite) -> Suite:
     for name, settings in suite.methods.items():
         key = keys.get(name, name)
         methods[key] = {**(methods.get(key) or {}), **(settings or {})} if methods.get(key) else settings
-    own = {key: code for key, code in own.items() if key in methods}
+    methods = variants.written_out(methods, own)
+    own = {key: code for key, code in own.items() if key in set(map(method_of, methods))}
     for name in suite.against:
         if name not in methods:
             raise BadInput(f"against names methods of the suite, which has {', '.join(methods)}, but found {name!r}")
@@ -48,7 +53,7 @@ def with_methods(
     """Cut a suite down to the methods that a command names, and add the user's.
 
     Args:
-        only: these of the suite's; those that it does not list are added with their defaults.
+        only: these of the suite's; methods that it does not list are added with their defaults.
         own: FILE:CLASS, looked for from where the user stands.
         against: what the user's are compared with; where ``only`` names nothing, nothing else runs beside them.
 
@@ -66,9 +71,9 @@ def with_methods(
     if only is None and against is None:
         return take_up(replace(whole, against=suite.against))
     key_of = {f"{code.path}:{code.name}": key for key, code in whole.own.items()}
-    first, others, mine = ([key_of.get(word, word) for word in words] for words in (first, others, mine))
+    first, others, mine = ([_keyed(word, key_of) for word in words] for words in (first, others, mine))
     if only is None and not mine:
-        mine = list(whole.own)  # those that stand in the suite's file
+        mine = [row for row in whole.methods if method_of(row) in whole.own]  # those that stand in the suite's file
     methods = {
         key: whole.methods.get(key, whole.methods.get(key.partition("@")[0])) for key in (*first, *others, *mine)
     }
@@ -98,6 +103,11 @@ def in_place_of(suite: Suite, dataset: str | None, network: str | None) -> dict[
         name, title = f"{name}-{readable}", f"{title}, with {readable}"
         changes["network"] = {"name": network}
     return {**changes, "name": name, "title": title} if changes else {}
+
+
+def _keyed(row: str, key_of: Mapping[str, str]) -> str:
+    method, variant, labels = parts(row)
+    return key_of.get(method, method) + variant + labels
 
 
 def _anchored(words: Sequence[str]) -> list[str]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmark.experiment import Experiment, experiment, resolve
+from benchmark.experiment import Experiment, experiment
+from benchmark.settings import resolve
 from benchmark.suite import Suite
 
 

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from attacks.pixels import Pixels, fraction
 from attacks.threat import ThreatModel
 from benchmark import row_attack
+from benchmark.changes import based_on, set_value
 from benchmark.data.description import Augmentation
 from benchmark.errors import BadInput
 from benchmark.row_attack import RowAttack
@@ -129,8 +130,10 @@ class Suite:
     Args:
         note: a warning that every table, figure page and CSV carries.
         inner_steps: attack steps in training, for methods that let a preset choose.
-        methods: keys of methods to their own settings; nothing but what is special to them. ``trades@200`` is the
-            method trained on 200 labelled images alone. One may be a user's FILE:CLASS.
+        methods: keys of methods to their own settings; nothing but what is special to them. ``trades/beta_1`` is a
+            variant of the method, which starts from the settings of its row, ``trades``, here or in the suite that this
+            one is based on; ``trades@200`` is the method trained on 200 labelled images alone. One may be a user's
+            FILE:CLASS.
         seeds: one experiment each, for every method (and fold).
         precision: of training, as Lightning names it; evaluation is in float32.
         sync_batchnorm: share BatchNorm's statistics between several GPUs; else each has those of its part of the batch.
@@ -192,7 +195,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
     """
     path, values = _read(name, ())
     for key, value in (changes or {}).items():
-        _set(values, key, value)
+        set_value(values, key, value)
     _anchor(values, Path())
     stray = next((key for key in values if key not in Suite.__dataclass_fields__), None)
     if stray is not None:
@@ -245,7 +248,7 @@ def _read(name: str, above: tuple[Path, ...]) -> tuple[Path, dict[str, Any]]:
     _anchor(values, path.parent)
     base = values.pop("based_on", None)
     if base is not None:
-        values = _merged(_read(str(base), (*above, path.resolve()))[1], values)
+        values = based_on(_read(str(base), (*above, path.resolve()))[1], values)
     return path, values
 
 
@@ -257,26 +260,6 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
             values[section] = part | {"name": anchored(part["name"], folder)}
     if isinstance(values.get("methods"), dict):
         values["methods"] = {anchored(str(name), folder): own for name, own in values["methods"].items()}
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "methods"
-        merged[key] = _merged(base[key], value) if both else value
-    return merged
-
-
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        below = values.setdefault(parent, {})
-        if below is None:
-            below = values[parent] = {}
-        if not isinstance(below, dict):
-            raise BadInput(f"--set {key}: {parent} holds a value, not keys")
-        values = below
-    values[last] = value
 
 
 def _plain(value: Any) -> Any:

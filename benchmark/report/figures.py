@@ -155,7 +155,9 @@ def _lines(
             groups.setdefault(summary.categories.get(method) or "other", []).append(method)
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    size = (7.2, 4.4) if len(groups) == 1 else (4.4 * columns, 2.5 * rows + 0.6)
+    longest = max(map(len, groups.values()))  # of the legends, which variants may make longer than a panel is high
+    panel = (4.4 + 1.6 * (longest // _IN_A_COLUMN), max(2.5, 0.14 * min(longest, _IN_A_COLUMN) + 0.5))
+    size = (7.2, 4.4) if len(groups) == 1 else (panel[0] * columns, panel[1] * rows + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, (name, members) in zip(grid, groups.items(), strict=False):

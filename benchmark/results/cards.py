@@ -12,6 +12,7 @@ import yaml
 from benchmark.errors import BadInput
 from benchmark.results.evidence import failure_path
 from benchmark.results.method_warnings import Warned, of_method, of_run
+from benchmark.results.rows import method_of
 from benchmark.results.survey import number
 
 _SUITE_KEYS = ("name", "evaluation")
@@ -123,7 +124,8 @@ class Suite:
     @property
     def compared(self) -> list[str] | None:
         """The user's methods, where it is named what they alone are compared with; None for every method."""
-        return list(self.content.get("own") or []) or None if self.content.get("against") else None
+        own = self.content.get("own") or {}
+        return [row for row in self.methods if method_of(row) in own] or None if self.content.get("against") else None
 
     @property
     def expected(self) -> list[tuple[str, int]]:

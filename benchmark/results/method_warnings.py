@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmark.results.rows import method_of
+
 RECONSTRUCTION = "reconstruction"
 
 
@@ -43,8 +45,8 @@ def of_run(card: Mapping[str, Any]) -> Warned:
 
 
 def of_method(row: str) -> Warned:
-    """Give what the catalogue's method of a table's ``row``, such as ``trades`` or ``trades@200``, warns of."""
-    return _catalogue().get(row.partition("@")[0], Warned())
+    """Give what the catalogue's method of a ``row``, ``trades``, ``trades/beta_1`` or ``trades@200``, warns of."""
+    return _catalogue().get(method_of(row), Warned())
 
 
 def named(method: str, note: str) -> str:

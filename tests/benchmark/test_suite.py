@@ -189,7 +189,7 @@ def test_a_mistake_in_a_name_or_a_methods_setting_is_told_with_what_comes_neares
 
 def test_a_misspelt_suite_is_told_what_comes_nearest(tmp_path):
     assert "did you mean quickstart?" in complaint("quikstart")
-    assert "digits-common, quickstart" in complaint("cifar")
+    assert "digits-common, digits-variants, quickstart" in complaint("cifar")
     path = write(tmp_path, "based_on: quikstart\nname: x\n")
     assert complaint(path).startswith(f"{path}: based_on: ")
 
