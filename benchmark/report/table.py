@@ -195,8 +195,11 @@ def _accuracy(attack: str, scale: int, low: str = "", high: str = "") -> Callabl
 
 
 def _remark(line: dict) -> str:
-    told = (line[name].rstrip(".") for name in ("status_note", "broken", "data_note", "remarks"))
-    return "; ".join(filter(None, told))
+    known = (
+        f"known from elsewhere: {line['broken']}" if line["broken"] else ""
+    )  # nobody shall take it for measured here
+    told = (line["status_note"], known, line["data_note"], line["remarks"])
+    return "; ".join(text.rstrip(".") for text in told if text)
 
 
 def _by_others(line: dict) -> str:
