@@ -204,6 +204,11 @@ class AdversarialTraining(HeldOut):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Lightning's step: the trace's loss."""
+        if len(batch) == 2 and self._kept(PerImage):
+            raise BadInput(
+                f"{self.card.key} remembers something of every image: give the Trainer a loader of (x, y, index), with "
+                "the image's number in its data set, but found (x, y)"
+            )
         self.draws.begin(epoch=self.current_epoch, step=batch_idx, rank=self.global_rank)
         self._key_global_generator(step=batch_idx)  # for dropout: a resumed epoch's loader has drawn other numbers
         loss = self.trace_step(batch).loss

@@ -23,7 +23,7 @@ class HeldOut(pl.LightningModule):
     """
 
     faces_adversary: ClassVar[bool] = True  # natural training does not: neither in its loss nor in its selection
-    single_step: ClassVar[bool] = False  # trains on one-step attacks: watch it for catastrophic overfitting
+    single_step: bool = False  # trains on one-step attacks: watch it for catastrophic overfitting
     held_out_measures: ClassVar[tuple[str, ...]] = ()  # what :meth:`measure_held_out` gives, by its names in history
     threat: ThreatModel
     seed: int

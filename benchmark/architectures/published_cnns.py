@@ -35,13 +35,16 @@ def atda_convnet(*, classes: int, channels: int, size: int, dropout: float = 0.5
     if not 0 <= dropout < 1:
         raise BadInput(f"setting dropout of atda_convnet must be in [0, 1), got {dropout}")
 
-    def part(before: int, after: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-        convolution = nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2)
-        return [convolution, nn.GroupNorm(32, after), nn.ELU()]
+    def part(before: int, after: int, kernel: int = 3) -> list[nn.Module]:
+        return [nn.Conv2d(before, after, kernel, padding=kernel // 2), nn.GroupNorm(32, after), nn.ELU()]
+
+    def halving(width: int, size: int) -> list[nn.Module]:  # Keras pads an even side behind the image only
+        pad = nn.ZeroPad2d((size % 2, 1, size % 2, 1))
+        return [pad, nn.Conv2d(width, width, 3, stride=2), nn.GroupNorm(32, width), nn.ELU()]
 
     layers = nn.Sequential(
-        *(*part(channels, 96), *part(96, 96), *part(96, 96, stride=2), nn.Dropout(dropout)),
-        *(*part(96, 192), *part(192, 192), *part(192, 192, stride=2), nn.Dropout(dropout)),
+        *(*part(channels, 96), *part(96, 96), *halving(96, size), nn.Dropout(dropout)),
+        *(*part(96, 192), *part(192, 192), *halving(192, -(-size // 2)), nn.Dropout(dropout)),
         *(*part(192, 192), *part(192, 192, kernel=1)),
         *(nn.Conv2d(192, classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     )

@@ -54,7 +54,8 @@ class MMA(AdversarialTraining):
         c: weight of the clean cross-entropy; 0 is OMMA, 1 natural training.
         step_scale: the way of all steps of the attack together, in radii.
         halvings: of the interval in which the boundary lies.
-        search_mode: ``train``, the mode in which the network trains, or ``eval``.
+        search_mode: ``train``, the mode in which the network trains, or ``eval``, as always with SyncBatchNorm, which
+            would wait for devices without such images.
         search_floor: with fewer images in S+ the search is in eval mode in any case.
 
     History: ``surely_right``, the share of S+; ``margin``, the mean, 0 outside S+; ``dropped``, the share of images

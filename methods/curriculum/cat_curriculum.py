@@ -129,7 +129,8 @@ class CATCurriculum(AdversarialTraining):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Skip a batch that has too few rows for all groups; on several devices momentum and decay still act."""
-        if len(batch[0]) > self.lesson or not self.batch_mixing:
+        flat = any(isinstance(part, nn.BatchNorm1d) for part in self.network.modules())  # wants two rows in a group
+        if len(batch[0]) >= (self.lesson + 1) * (2 if flat and self.lesson else 1) or not self.batch_mixing:
             return super().training_step(batch, batch_idx)
         if self._ranks() == 1:
             return None
@@ -188,7 +189,8 @@ class CATCurriculum(AdversarialTraining):
     def _begin_next(self, epoch: int) -> None:
         self.lesson = min(self.inner.steps, self.lesson + lessons_at_once(self.recipe.epochs, self.inner.steps))
         self.began = epoch
-        if self.best is None:  # nothing was measured: go on with the present weights
+        if self.best is None or self.best.accuracy is None:  # nothing was measured: go on with the present weights
+            self.best = None
             return
         self.best.snapshot.restore(self)
         self.best = replace(self.best, epoch=epoch - 1, accuracy=None) if self.lesson < self.inner.steps else None

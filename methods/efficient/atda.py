@@ -93,6 +93,7 @@ class ATDA(AdversarialTraining):
         super().__init__(network, threat, inner=inner, **common)
         self.attack, self.lam, self.alpha, self.loss_scale = attack, lam, alpha, loss_scale
         self.coral_divide_by_n_minus_1, self.coral_batch_size = coral_divide_by_n_minus_1, coral_batch_size
+        self.single_step = attack == "fgsm"  # else there is nothing to be watched for
         self.centres: Tensor | None = None
 
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it

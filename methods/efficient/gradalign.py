@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from attacks.errors import BadInput
 from attacks.objectives import cross_entropy_with
 from attacks.threat import ThreatModel, l2_length
+from methods.alarm import PGD10, catastrophic_overfitting
 from methods.base import Batch, Card
 from methods.efficient.two_gradients import OneStepStart, TwoGradients
 
@@ -102,6 +103,8 @@ class GradAlign(TwoGradients):
         last = {name: self.noted(name)[-1] for name in ("cosine", "left_out") if self.noted(name)}
         idle = last.get("left_out", 0.0) > 0.05
         mark = {"mark": "more than 5% of images have no input gradient: the regulariser hardly acts"} if idle else {}
+        if self.lam == 0 and self.noted(PGD10) and catastrophic_overfitting(self.history) is None:
+            mark = {"mark": "no collapse without the regulariser: nothing to align here"}
         return {**super().remarks(), **last, **mark}
 
 

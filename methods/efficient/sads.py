@@ -11,7 +11,7 @@ from attacks.modes import Mode
 from attacks.objectives import Objective, cross_entropy_with
 from attacks.threat import ThreatModel
 from methods.activations import ActivationCall, after_activations, every_activation
-from methods.alarm import catastrophic_overfitting
+from methods.alarm import PGD10, catastrophic_overfitting
 from methods.base import AdversarialTraining, Batch, Card
 from methods.inner import one_step
 
@@ -26,7 +26,7 @@ class SADS(AdversarialTraining):
 
     Source: Vivek and Babu, CVPR 2020, arXiv:2004.08628. Reading: no code is public and the formulas are from memory of
     the paper; placement and decay agree with its abstract and a public summary. The attack in eval mode is that of the
-    same authors' SAT-Rx.
+    same authors' SAT-Rx. In train mode it leaves the schedule's dropout out all the same.
 
     Steps: 1. In eval mode, without dropout, one step of epsilon from the clean image along the sign of the
     cross-entropy's gradient. 2. Take the rate of iteration t: linear from P_d down to 0 after the share r_d of all T.
@@ -126,7 +126,7 @@ class SADS(AdversarialTraining):
             "until": self.until,
             "scheduled_layers": len(self.places),
         }
-        if self.initial_rate == 0 and catastrophic_overfitting(self.history) is None:
+        if self.initial_rate == 0 and self.noted(PGD10) and catastrophic_overfitting(self.history) is None:
             told["mark"] = "no collapse without dropout, so no benefit can show"
         return told
 

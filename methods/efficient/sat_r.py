@@ -117,6 +117,7 @@ class SATR(AdversarialTraining):
         super().__init__(network, threat, inner=inner, **common)
         self.variant, self.family, self.project = variant, family, project
         self.lam, self.alpha, self.eps_low, self.tau = lam, alpha, eps_low, tau
+        self.largest_radius = 0.0  # of the whole training; an epoch of a ramp has many
 
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it
         logits = self(self.perturb(batch, cross_entropy_with(batch.y)))
@@ -145,7 +146,9 @@ class SATR(AdversarialTraining):
             make = self._fgsm_and_moved if self.variant == "R2" else self._near_and_far
             made, origin = make(batch, moved, objective), torch.cat([batch.x, batch.x])
         stays = self.project or self.variant == "R1"
-        self.note("largest_radius", made.new_tensor(threat.epsilon + (0.0 if stays else alpha)))
+        radius = threat.epsilon + (0.0 if stays else alpha)
+        self.largest_radius = max(self.largest_radius, radius)
+        self.note("largest_radius", made.new_tensor(radius))
         return threat.project(made, origin) if self.project else made
 
     def _fgsm_and_iterated(self, batch: Batch, objective: Objective) -> Tensor:
@@ -189,9 +192,18 @@ class SATR(AdversarialTraining):
 
     def remarks(self) -> dict[str, float | str]:
         """Give the largest radius trained on, and at the end the cross-entropy beside what the regulariser sees."""
-        radii = self.noted("largest_radius")
-        told: dict[str, float | str] = {"largest_radius": max(radii)} if radii else {}
+        told: dict[str, float | str] = {"largest_radius": self.largest_radius} if self.largest_radius else {}
         for name in ("cross_entropy", "logit_distance", "cross_entropy_low", "regularised_images"):
             if values := self.noted(name):
                 told[name] = values[-1]
         return told
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the largest radius with the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["sat_r"] = {"largest_radius": self.largest_radius}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        super().on_load_checkpoint(checkpoint)
+        self.largest_radius = checkpoint["sat_r"]["largest_radius"]

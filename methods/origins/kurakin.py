@@ -91,6 +91,7 @@ class Kurakin(AdversarialTraining):
         super().__init__(network, threat, inner=replace(one_step(attack_mode), steps=steps), **common)
         self.ratio, self.lam, self.label = ratio, lam, label
         self.eps_max = str(eps_max)
+        self.single_step = steps == 1
         Pixels.read(eps_max, "eps_max")
 
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it
@@ -147,7 +148,7 @@ class Kurakin(AdversarialTraining):
         if radii := self.noted("radius"):
             told["radius_mean"] = sum(radii) / len(radii)
         if right := self.noted(STEP_LL):
-            told["step_ll_accuracy_on_held_out_images"] = right[-1]
+            told["step_ll_accuracy_on_held_out_images_in_the_last_epoch"] = right[-1]
         return told
 
 

@@ -26,12 +26,13 @@ class LLR(SecondOrder):
     with :math:`\ell` the cross-entropy of an image.
 
     Source: Qin et al., NeurIPS 2019, arXiv:1907.02610. Reading: the weights of the released configuration, (2, 4, 0.3),
-    not the paper's (1, 4, 3), which is another objective. Reading: the ascent takes the perturbation inside the tangent
-    for a constant, as in the released code. Reading: :math:`\ell` is one fixed function of each image, because
-    BatchNorm normalises every forward but the nominal one by the clean batch's statistics, through which gradients
-    flow, and dropout is off. Reading: as in the code the input gradient, too, flows through those statistics, which
-    adds terms of other images; with BatchNorm g therefore falls linearly, not quadratically, for small perturbations.
-    Reading: weight decay is the recipe's, on all parameters, where the code has 2e-4 on weights only.
+    not the paper's lambda 4 and mu 3, here (1, 4, 0.75), which is another objective. Reading: the ascent takes the
+    perturbation inside the tangent for a constant, as in the released code. Reading: :math:`\ell` is one fixed function
+    of each image, because BatchNorm normalises every forward but the nominal one by the clean batch's statistics,
+    through which gradients flow, and dropout is off. Reading: as in the code the input gradient, too, flows through
+    those statistics, which adds terms of other images; with BatchNorm g therefore falls linearly, not quadratically,
+    for small perturbations. Reading: weight decay is the recipe's, on all parameters, where the code has 2e-4 on
+    weights only.
 
     Steps: 1. Nominal forward in train mode, the only one that moves running statistics; mean cross-entropy. 2. Forward
     the images again and record BatchNorm's statistics; loss per image and its input gradient, with its graph. 3. From a

@@ -194,7 +194,8 @@ def mean_square(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
 def cosines(features: Tensor, candidates: Tensor) -> Tensor:
     """Give the cosine of each row of ``(n, d)`` with each of ``(m, d)``, ``(n, m)``; 1e-7 keeps zeros at 0."""
     left, right = (rows / (rows.norm(dim=1, keepdim=True) + 1e-7) for rows in (features, candidates))
-    return left @ right.T
+    with torch.autocast(features.device.type, enabled=False):  # bfloat16 has too few digits to tell candidates apart
+        return left @ right.T
 
 
 def hardest(similarity: Tensor, y: Tensor, candidates_y: Tensor) -> tuple[Tensor, Tensor]:

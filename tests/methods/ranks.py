@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 from attacks import ThreatModel
 from methods import catalogue
 from methods.base import AdversarialTraining, Batch, Card
+from methods.draws import Draws
 from methods.inner import Inner
 from methods.per_image import PerImage
 from methods.per_row import PerRow
@@ -70,11 +71,24 @@ def smooth() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 64, 3)).double()
 
 
+class NoNoise(Draws):
+    """Draws nothing, so that ranks do not differ."""
+
+    def uniform(self, like: Tensor, shape: Any = None) -> Tensor:
+        return torch.zeros_like(like)
+
+
 def make(name: str) -> AdversarialTraining:
     recipe = Recipe(epochs=3, learning_rate=0.05, schedule="constant")
     threat = ThreatModel("linf", EPSILON)
     if name == "smooth":
         return catalogue.get("pgd_at")(smooth(), threat, recipe=recipe, inner=Inner(steps=3, start="none"))
+    if name == "smooth-atda":
+        return catalogue.get("atda")(smooth(), threat, recipe=recipe, lam=0.0)  # the terms do see the parts
+    if name == "smooth-yopo":
+        method = catalogue.get("yopo")(smooth(), threat, recipe=recipe)
+        method.draws = NoNoise()
+        return method
     if name == "penalty":
         return GradientPenalty(network(), threat, recipe=recipe)
     if name == "remembering":
@@ -112,7 +126,7 @@ class SaveFirst(pl.Callback):
 
 def fit(name: str, rank: int, ranks: int, checkpoint: Path | None = None, resume: Path | None = None):
     method = make(name)
-    count = COUNT + 1 if name == "smooth" else COUNT
+    count = COUNT + 1 if name.startswith("smooth") else COUNT
     x, y = images(count)
     dtype = next(method.parameters()).dtype
     data = TensorDataset(x.to(dtype), y, torch.arange(count))

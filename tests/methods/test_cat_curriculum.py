@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from attacks import BadInput, ThreatModel, counting, cross_entropy_with
 from attacks.pgd import pgd
@@ -325,6 +326,28 @@ def test_validation_in_every_other_epoch_still_ends_lessons():
     trainer(6, check_val_every_n_epoch=2).fit(ours, loader(), loader(seed=2))
     assert ours.noted("lesson") == [0, 0, 1, 1, 2, 2]
     assert len(ours.noted("lesson_accuracy")) == 3
+
+
+def test_a_lesson_that_was_never_measured_is_not_thrown_away():
+    ours, ends = method(longest=1), []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            ends.append([weights(module.network), None])
+
+        def on_train_epoch_end(self, trainer, module):
+            ends[-1][1] = weights(module.network)
+
+    trainer(4, Watch(), check_val_every_n_epoch=2).fit(ours, loader(), loader(seed=2))
+    assert_same(ends[3][0], ends[2][1])  # its epoch had no validation
+
+
+def test_groups_of_one_row_are_skipped_where_batchnorm_wants_two():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    ours = method(flat, first_lesson=3)
+    x, y = images(7)
+    assert ours.training_step((x, y), 0) is None
+    assert method(flat, first_lesson=3).training_step(images(8), 0) is not None
 
 
 def test_the_sanity_check_is_no_epoch_of_the_lesson():

@@ -145,6 +145,17 @@ def test_adversarial_images_carry_no_graph_and_lie_in_ball_and_box(name, batch, 
 
 
 @every_method
+def test_in_mixed_precision_every_parameter_has_a_finite_gradient(name, batch):
+    method = build(name, network(), steps=K).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = trace(method, batch).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(parameter.grad.isfinite().all() for parameter in method.network.parameters())
+    assert any(parameter.grad.abs().sum() > 0 for parameter in method.network.parameters())
+
+
+@every_method
 def test_the_batch_handed_in_is_not_written_to(name, batch):
     method = build(name, network(), steps=K).train()
     before = [item.clone() for item in batch]

@@ -9,7 +9,7 @@ from tests.methods.ranks import COUNT, fit, train_together
 from tests.methods.tools import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-NAMES = [*catalogue.names(), "smooth", "penalty", "remembering"]
+NAMES = [*catalogue.names(), "smooth", "smooth-atda", "smooth-yopo", "penalty", "remembering"]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,13 @@ def test_a_resumed_training_on_two_ranks_ends_as_an_undisturbed_one(name, ended)
             assert_same(*({k: v for k, v in rank[of][kind].items() if v is not None} for of in ("whole", "resumed")))
 
 
-def test_two_halves_of_a_batch_give_the_step_of_the_whole(ended):
-    alone = fit("smooth", rank=0, ranks=1)
-    together = ended["smooth"][0]["whole"]["weights"]
-    torch.testing.assert_close(dict(alone.state_dict()), together, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("name", ["smooth", "smooth-atda", "smooth-yopo"])
+def test_two_halves_of_a_batch_give_the_step_of_the_whole(name, ended):
+    alone = fit(name, rank=0, ranks=1)
+    together = ended[name][0]["whole"]
+    torch.testing.assert_close(dict(alone.state_dict()), together["weights"], rtol=1e-9, atol=1e-12)
+    if name == "smooth-atda":  # sums and counts of both halves
+        torch.testing.assert_close(alone.centres, together["centres"], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "memory"), [("iaat", "radii"), ("mma", "margins"), ("cat_customized", "radii")])

@@ -236,6 +236,14 @@ def test_a_row_without_the_term_has_nothing_to_say():
     assert ours.remarks() == {}
 
 
+def test_the_reference_without_the_term_says_that_there_is_nothing_to_align_unless_it_collapsed():
+    ours = method(lam=0.0)
+    ours.history = [{"epoch": k, "held_out_fgsm": 0.9, "held_out_pgd10": 0.8} for k in range(3)]
+    assert ours.remarks() == {"mark": "no collapse without the regulariser: nothing to align here"}
+    ours.history[-1]["held_out_pgd10"] = 0.0
+    assert ours.remarks() == {}
+
+
 # The rule for lambda
 
 

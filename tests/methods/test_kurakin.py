@@ -268,7 +268,7 @@ def test_the_row_shows_accuracy_under_its_own_step_and_how_little_adversarial_im
     told = ours.remarks()
     assert told["variant"] == "step l.l. with radii up to epsilon"
     assert told["reminder"] == "adversarial images have 23 % of the weight"
-    assert told["step_ll_accuracy_on_held_out_images"] == pytest.approx(right)
+    assert told["step_ll_accuracy_on_held_out_images_in_the_last_epoch"] == pytest.approx(right)
     assert told["radius_mean"] == pytest.approx(0.036, rel=0.2)
 
 

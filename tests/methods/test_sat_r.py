@@ -14,6 +14,7 @@ from benchmark import suite
 from benchmark.experiment import plan
 from methods import SATR
 from methods.inner import Inner
+from methods.recipe import Recipe
 from tests.golden import cases
 from tests.methods.from_golden.sat_r import build as from_golden
 from tests.methods.ranks import smooth
@@ -80,8 +81,10 @@ def test_with_statistics_at_rest_the_rows_beside_do_not_matter():
     x, y = images()
     for variant in ("R1", "R2"):
         ours = method(variant, lam=0.0).eval()
-        loss, _ = fgsm_step(network().eval(), x, y)
-        torch.testing.assert_close(trace(ours, (x, y)).loss, loss)
+        loss, gradient = fgsm_step(network().eval(), x, y)
+        step = trace(ours, (x, y))
+        torch.testing.assert_close(step.loss, loss)
+        torch.testing.assert_close(gradients(ours, step.loss), gradient)
 
 
 def test_r3_without_regulariser_and_start_is_fgsm_training_at_the_far_radius():
@@ -275,6 +278,20 @@ def test_the_row_shows_the_largest_radius_and_what_the_regulariser_saw_at_the_en
     assert told["largest_radius"] == pytest.approx(EPSILON * (1 if variant == "R1" else 31 / 30))
     assert told["cross_entropy"] == ours.history[-1]["cross_entropy"]
     assert told.get("regularised_images", 1) == 1
+
+
+def test_of_a_ramp_the_row_shows_the_last_and_largest_radius():
+    ours = method("R2", recipe=Recipe(epochs=1, epsilon_ramp=1.0))
+    trainer(1).fit(ours, loader())
+    assert ours.remarks()["largest_radius"] == pytest.approx(EPSILON * 31 / 30)
+    assert ours.history[0]["largest_radius"] < EPSILON
+
+
+def test_on_two_devices_r1_looks_at_the_last_image_of_each():
+    ours = method("R1")
+    ours._ranks = lambda: 2
+    trace(ours, images())
+    assert [float(value) for value in ours._notes["regularised_images"]] == [2.0]
 
 
 def test_an_attack_in_l2_moves_along_directions_of_length_one():

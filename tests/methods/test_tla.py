@@ -407,3 +407,10 @@ def test_items_of_a_batch_are_compared_with_others_of_the_set_and_not_with_thems
         assert (other.y == item.y).all()
         assert (other.index != item.index).all()
     assert isinstance(seen[0][1], Batch)
+
+
+def test_in_mixed_precision_candidates_are_compared_in_single_precision():
+    features, candidates = (torch.randn(rows, 512, generator=torch.Generator().manual_seed(rows)) for rows in (64, 119))
+    exact = cosines(features, candidates)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(cosines(features, candidates), exact)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from attacks import BadInput, ThreatModel
 from methods import TRADES, Natural, catalogue
+from methods.per_image import PerImage
 from methods.recipe import Recipe
 from methods.selection import KeepBest, Score
 from tests.methods.tools import EPSILON, assert_same, build, images, loader, network, trainer, weights
@@ -157,8 +158,8 @@ def test_keep_best_pairs_each_epoch_with_its_own_score(sanity_steps):
 @every_method
 def test_selection_does_not_change_the_training(name):
     with_selection, without = (build(name, network(dropout=0.3), steps=2) for _ in range(2))
-    trainer(2, KeepBest()).fit(with_selection, loader(), loader(seed=2))
-    trainer(2).fit(without, loader())
+    trainer(2, KeepBest()).fit(with_selection, loader(indexed=True), loader(seed=2))
+    trainer(2).fit(without, loader(indexed=True))
     assert_same(weights(with_selection.network), weights(without.network))
 
 
@@ -176,6 +177,10 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(name, indexed
         run.fit(method, loader(indexed=indexed), loader(seed=2), ckpt_path=resume, weights_only=True)
         return method, best
 
+    if not indexed and any(isinstance(value, PerImage) for value in vars(build(name, network())).values()):
+        with pytest.raises(BadInput, match=rf"{name} remembers something of every image: give .* of \(x, y, i"):
+            fit()
+        return
     method, best = fit()
     torch.manual_seed(99)  # another process has another global state
     resumed, best_resumed = fit(resume=tmp_path / "0.ckpt")
