@@ -1,10 +1,11 @@
 """Borrow a network for an attack and give it back as it was: mode, gradients, parameters' flags."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Mode = Literal["eval", "train", "batch"]
 
@@ -42,6 +43,11 @@ def _other_buffers(network: nn.Module) -> Iterator[None]:
     finally:
         for part, name, value in own:
             setattr(part, name, value)
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[None]:
+    """Switch mixed precision off inside the block, on the device of ``like``."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 @contextmanager

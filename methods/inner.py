@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attacks.clip import clip
 from attacks.errors import BadInput
-from attacks.modes import Mode, in_mode
+from attacks.modes import Mode, full_precision, in_mode
 from attacks.objectives import Objective
 from attacks.pgd import pgd
 from attacks.pixels import Pixels
@@ -129,7 +129,7 @@ class Inner:
     @contextmanager
     def conditions(self, network: nn.Module, x: Tensor) -> Iterator[None]:
         """Put ``network`` into the attack's mode and precision for what happens inside the block."""
-        full = torch.autocast(x.device.type, enabled=False) if self.full_precision else nullcontext()
+        full = full_precision(x) if self.full_precision else nullcontext()
         with in_mode(network, self.mode), full:
             yield
 

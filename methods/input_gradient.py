@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attacks.modes import full_precision
 from attacks.objectives import Objective
 
 
@@ -30,7 +31,7 @@ def input_gradient(network: nn.Module, x: Tensor, objective: Objective, *, creat
     Raises:
         RuntimeError: PyTorch's, where a fused or compiled layer has no second derivative.
     """
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.enable_grad(), full_precision(x):
         point = x.detach().requires_grad_()
         logits = network(point)
         value = objective(logits)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attacks.bisection import bisect
 from attacks.errors import BadInput
-from attacks.modes import in_mode
+from attacks.modes import full_precision, in_mode
 from attacks.objectives import Objective, margin_with, soft_margin, soft_margin_with
 from attacks.pgd import pgd
 from attacks.pixels import Pixels
@@ -161,8 +161,7 @@ class MMA(AdversarialTraining):
         synced = any(isinstance(module, nn.SyncBatchNorm) for module in self.network.modules())
         still = self.search_mode == "eval" or len(x) < self.search_floor or synced
         # Half precision could not tell the last points from one another.
-        precise = torch.autocast(x.device.type, enabled=False)
-        with torch.no_grad(), precise, in_mode(self.network, "eval") if still else nullcontext():
+        with torch.no_grad(), full_precision(x), in_mode(self.network, "eval") if still else nullcontext():
             return bisect(
                 lambda points: soft_margin(self(points), y) >= 0,
                 x,
@@ -177,8 +176,7 @@ class MMA(AdversarialTraining):
         """Measure the margins of held-out images ``(n, 1)``, by PGD at the whole epsilon and then by bisection."""
         x, y, index = batch
         network, threat = self.classifier(), self.threat
-        precise = torch.autocast(x.device.type, enabled=False)
-        with torch.no_grad(), precise, in_mode(network, "eval"):
+        with torch.no_grad(), full_precision(x), in_mode(network, "eval"):
             start = threat.project(x + threat.epsilon * uniform(x, index.tolist(), self.seed, "margin"), x)
             attacked = pgd(
                 network,

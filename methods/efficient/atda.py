@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.errors import BadInput
+from attacks.modes import full_precision
 from attacks.objectives import Objective, away_from_prediction, cross_entropy_with
 from attacks.threat import ThreatModel
 from methods.base import AdversarialTraining, Batch, Card
@@ -100,7 +101,7 @@ class ATDA(AdversarialTraining):
         own = away_from_prediction if self.attack == "fgsm" else cross_entropy_with(batch.y)
         attacked = self.perturb(batch, own)
         clean, adversarial = self(batch.x), self(attacked)
-        with torch.autocast(batch.x.device.type, enabled=False):  # scatter matrices have too few digits in bfloat16
+        with full_precision(batch.x):  # scatter matrices have too few digits in bfloat16
             return self.loss_scale * self.adaptation_loss(clean, adversarial, batch.y)
 
     def perturb(self, batch: Batch, objective: Objective) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import BadInput
+from attacks.modes import full_precision
 from attacks.objectives import Objective, cross_entropy_with
 from attacks.threat import ThreatModel
 from methods.base import AdversarialTraining, Batch, Card
@@ -121,7 +122,7 @@ class ADP(AdversarialTraining):
     def diverse_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Sum over the members of their mean cross-entropy, less alpha times entropy and beta times log-determinant."""
         logits = self._members_logits(x)
-        with torch.autocast(x.device.type, enabled=False):  # a determinant has too few digits in half precision
+        with full_precision(x):  # a determinant has too few digits in half precision
             errors = self._sum_of_losses(logits, y)
             entropy, volume = ensemble_entropy(logits).mean(), log_determinant(logits, y).mean()
             self.note("entropy", entropy)

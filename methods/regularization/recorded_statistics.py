@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attacks.errors import BadInput
-from attacks.modes import in_mode
+from attacks.modes import full_precision, in_mode
 
 
 class RecordedStatistics(nn.Module):
@@ -34,7 +34,7 @@ class RecordedStatistics(nn.Module):
         norms = [part for part in self.network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
         frozen = {id(norm.running_mean) for norm in norms if self.network.training and not norm.training}
         layers = _Layers(self.statistics, frozen, self.recorded)
-        with torch.autocast(x.device.type, enabled=False), in_mode(self.network, "eval"), layers:
+        with full_precision(x), in_mode(self.network, "eval"), layers:
             logits: Tensor = self.network(x)
         self.recorded = True
         return logits

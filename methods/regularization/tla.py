@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from attacks.clip import clip
 from attacks.errors import BadInput
+from attacks.modes import full_precision
 from attacks.objectives import cross_entropy_with
 from attacks.pixels import Pixels
 from attacks.threat import ThreatModel
@@ -194,7 +195,7 @@ def mean_square(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
 def cosines(features: Tensor, candidates: Tensor) -> Tensor:
     """Give the cosine of each row of ``(n, d)`` with each of ``(m, d)``, ``(n, m)``; 1e-7 keeps zeros at 0."""
     left, right = (rows / (rows.norm(dim=1, keepdim=True) + 1e-7) for rows in (features, candidates))
-    with torch.autocast(features.device.type, enabled=False):  # bfloat16 has too few digits to tell candidates apart
+    with full_precision(features):  # bfloat16 has too few digits to tell candidates apart
         return left @ right.T
 
 
