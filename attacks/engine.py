@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attacks.oracle import Oracle
+from attacks.threat import per_image
 
 
 class Job(NamedTuple):
@@ -88,6 +89,7 @@ def run(
     *,
     slots: int,
     done: Callable[[Outcome], None],
+    beat: Callable[[], None] = lambda: None,
     look_every: int = 1,
 ) -> None:
     """Work off ``jobs`` in order. An image that is fooled drops out of the phases still to come.
@@ -102,40 +104,70 @@ def run(
         slots: of the batch.
         done: told of every job that ended. A success has been confirmed by ``oracle.confirms``; a claim that was not
             confirmed is ignored, and its job goes on.
+        beat: called after every step.
         look_every: steps between looks at the masks; on a GPU each look waits for the device.
     """
     queue, indices = list(jobs), list(index)
     fooled: set[int] = set()
-    at_work: dict[int, tuple[Job, int, int]] = {}  # slot to its job, and the counters when it began
+    at_work: dict[int, _Work] = {}  # by slot
     state: State | None = None
-    steps = 0
+    seen: Found | None = None
+    count = 0
     while True:
         free = [slot for slot in range(slots) if slot not in at_work]
-        if free and queue:
-            taken, queue = _next(queue, len(free), fooled, {job.row for job, _, _ in at_work.values()})
-            if taken:
-                rows = torch.tensor([job.row for job in taken], device=x.device)
-                fresh = attack.begin(
-                    Jobs(x[rows], y[rows], [indices[job.row] for job in taken], [j.phase for j in taken], ranking[rows])
-                )
-                state = _filled(fresh, slots) if state is None else _placed(state, free[: len(taken)], fresh)
-                at_work |= {
-                    slot: (job, oracle.forward, oracle.backward) for slot, job in zip(free, taken, strict=False)
-                }
-        if not at_work or state is None:
+        taken, queue = _next(queue, len(free), fooled, {work.job.row for work in at_work.values()})
+        if taken:
+            rows = torch.tensor([job.row for job in taken], device=x.device)
+            names = [indices[job.row] for job in taken]
+            fresh = attack.begin(Jobs(x[rows], y[rows], names, [job.phase for job in taken], ranking[rows]))
+            state = _filled(fresh, slots) if state is None else _placed(state, free[: len(taken)], fresh)
+            at_work |= {
+                slot: _Work(job, oracle.forward, oracle.backward) for slot, job in zip(free, taken, strict=False)
+            }
+        if state is None or not at_work:
             return
         state, found = attack.step(state, oracle)
-        steps += 1
-        if steps % look_every:
+        count += 1
+        beat()
+        seen = found if seen is None else _both(seen, found)
+        if count % look_every:
             continue
-        hits = [slot for slot in found.fooled.nonzero().flatten().tolist() if slot in at_work]
-        pictures = _confirmed(hits, found, at_work, oracle, y)
-        over = {slot for slot in found.finished.nonzero().flatten().tolist() if slot in at_work}
-        for slot in sorted(over | pictures.keys()):
-            job, forward, backward = at_work.pop(slot)
-            if slot in pictures:
-                fooled.add(job.row)
-            done(Outcome(job, pictures.get(slot), oracle.forward - forward, oracle.backward - backward))
+        over = {slot for slot in seen.finished.nonzero().flatten().tolist() if slot in at_work}
+        hits = [slot for slot in seen.fooled.nonzero().flatten().tolist() if slot in at_work]
+        if hits:
+            pictures, rows = seen.points[hits], [at_work[slot].job.row for slot in hits]
+            holds = oracle.confirms(pictures, y[rows])
+            for place, slot in enumerate(hits):
+                at_work[slot] = work = at_work[slot].asked(oracle.cost)
+                if holds[place]:
+                    fooled.add(work.job.row)
+                    at_work[slot] = work._replace(picture=pictures[place].clone())
+                    over.add(slot)
+        for slot in sorted(over):
+            work = at_work.pop(slot)
+            forward, backward = oracle.forward - work.forward, oracle.backward - work.backward
+            done(Outcome(work.job, work.picture, forward, backward))
+        seen = None
+
+
+class _Work(NamedTuple):
+    """What a slot is at: its job, and the oracle's counters when it began."""
+
+    job: Job
+    forward: int
+    backward: int
+    picture: Tensor | None = None
+
+    def asked(self, passes: int) -> "_Work":
+        """Note that the plain network was asked, too."""
+        return self._replace(forward=self.forward - passes)
+
+
+def _both(before: Found, now: Found) -> Found:
+    """Join what was found since the last look: of each slot the first success, if it came within the budget."""
+    new = now.fooled & ~before.fooled & ~before.finished
+    points = torch.where(per_image(new, now.points).bool(), now.points, before.points)
+    return Found(points, before.fooled | new, before.finished | now.finished)
 
 
 def _next(queue: list[Job], wanted: int, fooled: set[int], busy: set[int]) -> tuple[list[Job], list[Job]]:
@@ -153,17 +185,6 @@ def _next(queue: list[Job], wanted: int, fooled: set[int], busy: set[int]) -> tu
             taken.append(job)
             busy = busy | {job.row}
     return taken, waiting
-
-
-def _confirmed(
-    hits: list[int], found: Found, at_work: dict[int, tuple[Job, int, int]], oracle: Oracle, y: Tensor
-) -> dict[int, Tensor]:
-    """Ask the plain network about claims of success; give the pictures of those that hold."""
-    if not hits:
-        return {}
-    points = found.points[hits]
-    holds = oracle.confirms(points, y[[at_work[slot][0].row for slot in hits]])
-    return {slot: points[place].clone() for place, slot in enumerate(hits) if holds[place]}
 
 
 def _filled(fresh: State, slots: int) -> State:

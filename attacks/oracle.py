@@ -1,11 +1,16 @@
 """Ask a network, count what was asked, and confirm in full precision on the network as it was given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from attacks.passes import networks_in
+
+
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class Oracle:
@@ -14,11 +19,13 @@ class Oracle:
     Args:
         plain: the network as it was given, in eval mode; it has the last word on every success.
         searched: what the search asks in its place, made faster by :mod:`attacks.prepared`; default: ``plain``.
-        precision: of the search. In bfloat16 points and objective stay in full precision; the network does not.
+        precision: of the search: ``fp32``; ``tf32``, NVIDIA's short products; ``bf16``, in which points and objective
+            stay in full precision and the network does not.
         repeats: forward passes whose gradients are averaged, for networks that answer at random (EOT).
 
     Attributes:
-        forward: passes per slot so far, one for each network of an ensemble; ``backward`` likewise.
+        cost: passes of one question: one for each network of an ensemble.
+        forward: passes per slot so far; ``backward`` likewise.
     """
 
     def __init__(
@@ -26,44 +33,58 @@ class Oracle:
         plain: nn.Module,
         searched: nn.Module | None = None,
         *,
-        precision: torch.dtype = torch.float32,
+        precision: Precision = "fp32",
         repeats: int = 1,
     ) -> None:
         self.plain = plain
         self.searched = plain if searched is None else searched
         self.precision, self.repeats = precision, repeats
         self.forward = self.backward = 0
-        self._networks = len(networks_in(plain))
+        self.cost = len(networks_in(plain))
 
     def logits(self, points: Tensor, *, exact: bool = False) -> Tensor:
-        """Give logits ``(b, k)`` for ``points``, without a graph; ``exact`` ones are not searched in bfloat16."""
-        self.forward += self._networks
+        """Give logits ``(b, k)`` for ``points``, without a graph; ``exact`` ones always in full precision."""
+        self.forward += self.cost
         with torch.inference_mode():
-            answer = self._ask(points) if not exact else self.searched(points)
+            answer = self._ask(points, "fp32" if exact else self.precision)
         return answer.clone()  # of inference tensors autograd would keep none
 
     def climb(self, points: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Give logits ``(b, k)``, the objective's values ``(b,)`` and its gradient, like ``points``."""
-        gradient = torch.zeros_like(points)
+        total: Tensor | None = None
         for _ in range(self.repeats):
-            self.forward += self._networks
-            self.backward += self._networks
+            self.forward += self.cost
+            self.backward += self.cost
             asked = points.detach().requires_grad_()
-            with torch.enable_grad():
-                logits = self._ask(asked)
+            with torch.enable_grad(), short_products(self.precision == "tf32"):
+                logits = self._ask(asked, self.precision)
                 values = objective(logits)
-            (slope,) = torch.autograd.grad(values.sum(), asked)
-            gradient = slope if self.repeats == 1 else gradient + slope
-        return logits.detach(), values.detach(), gradient if self.repeats == 1 else gradient / self.repeats
+                (slope,) = torch.autograd.grad(values.sum(), asked)
+            total = slope if total is None else total + slope
+        assert total is not None
+        return logits.detach(), values.detach(), total if self.repeats == 1 else total / self.repeats
 
     def confirms(self, points: Tensor, y: Tensor) -> Tensor:
-        """Tell which ``points`` the plain network misclassifies ``(b,)``, in full precision; not counted as a pass."""
-        with torch.no_grad():
+        """Tell which ``points`` the plain network misclassifies ``(b,)``, in full precision."""
+        with torch.no_grad(), short_products(False):
             return torch.as_tensor(self.plain(points.contiguous()).argmax(1) != y)
 
-    def _ask(self, points: Tensor) -> Tensor:
-        if self.precision == torch.float32:
+    def _ask(self, points: Tensor, precision: Precision) -> Tensor:
+        with (
+            short_products(precision == "tf32"),
+            torch.autocast(points.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+        ):
             logits: Tensor = self.searched(points)
-            return logits
-        with torch.autocast(points.device.type, dtype=self.precision):
-            return self.searched(points).to(points.dtype)
+        return logits.to(points.dtype)
+
+
+@contextmanager
+def short_products(allowed: bool) -> Iterator[None]:
+    """Allow TF32 inside the block or not; PyTorch allows it in convolutions unless told otherwise."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32, cudnn.allow_tf32 = allowed, allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
