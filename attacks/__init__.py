@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from attacks.carlini_wagner import carlini_wagner_l2
     from attacks.checks import check_classifier, check_images
     from attacks.errors import BadInput
-    from attacks.objectives import cross_entropy_with, dlr_with, kl_divergence, kl_from, margin, margin_with
+    from attacks.objectives import (
+        cross_entropy_with,
+        dlr_with,
+        kl_divergence,
+        kl_from,
+        margin,
+        margin_with,
+        targeted_dlr_with,
+    )
     from attacks.passes import Passes, counting
     from attacks.pgd import fgsm
     from attacks.pixels import Pixels
@@ -33,6 +41,7 @@ _HOME = {
     "kl_from": "objectives",
     "margin": "objectives",
     "margin_with": "objectives",
+    "targeted_dlr_with": "objectives",
 }
 
 __all__ = [  # noqa: RUF022 - in the order a reader meets them
@@ -44,6 +53,7 @@ __all__ = [  # noqa: RUF022 - in the order a reader meets them
     "margin",
     "margin_with",
     "dlr_with",
+    "targeted_dlr_with",
     "fgsm",
     "carlini_wagner_l2",
     "Passes",

@@ -76,6 +76,28 @@ def dlr_with(y: Tensor) -> Objective:
     return ratio
 
 
+def targeted_dlr_with(y: Tensor, target: Tensor) -> Objective:
+    r"""Climb the difference of logits ratio towards the classes ``target`` ``(n,)``, away from the labels ``y``.
+
+    .. math:: -\frac{z_y - z_t}{z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2}
+
+    with :math:`\pi` the order of the logits, largest first. Source: Croce and Hein, ICML 2020, arXiv:2003.01690,
+    equation 7. The official code adds 1e-12 below the line; so does this.
+
+    Raises:
+        BadInput: for fewer than four classes, where the ratio has no meaning.
+    """
+
+    def ratio(logits: Tensor) -> Tensor:
+        if logits.shape[1] < 4:
+            raise BadInput(f"the targeted DLR objective needs at least 4 classes, but found {logits.shape[1]} logits")
+        label, aim = (logits.gather(1, _plain(classes)[:, None]).squeeze(1) for classes in (y, target))
+        top = logits.topk(4, dim=1).values
+        return (aim - label) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+    return ratio
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     r"""Give :math:`\max_{k \ne y} z_k - z_y` per image ``(n,)``: above 0 exactly where the network is wrong.
 

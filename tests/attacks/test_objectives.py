@@ -4,7 +4,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks import BadInput, cross_entropy_with, dlr_with, kl_divergence, kl_from, margin, margin_with
+from attacks import (
+    BadInput,
+    cross_entropy_with,
+    dlr_with,
+    kl_divergence,
+    kl_from,
+    margin,
+    margin_with,
+    targeted_dlr_with,
+)
 from attacks.objectives import away_from_prediction, towards, towards_least_likely
 
 seeds = st.integers(0, 2**31)
@@ -65,6 +74,40 @@ def test_dlr_with_two_classes_is_refused_in_one_sentence():
         dlr_with(torch.tensor([0]))(torch.zeros(1, 2))
 
 
+def other_than(y, classes=5):
+    return (y + 1 + torch.arange(len(y)) % (classes - 1)) % classes
+
+
+@settings(deadline=None)
+@given(seeds, st.floats(-50, 50), st.floats(0.1, 50))
+def test_targeted_dlr_knows_neither_shift_nor_scale(seed, shift, scale):
+    z, y = logits(seed)
+    climb = targeted_dlr_with(y, other_than(y))
+    torch.testing.assert_close(climb(scale * z + shift), climb(z), rtol=1e-6, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(seeds)
+def test_targeted_dlr_is_equation_7_of_its_paper(seed):
+    z, y = logits(seed)
+    target, rows = other_than(y), torch.arange(len(y))
+    ordered = z.sort(dim=1, descending=True).values
+    expected = -(z[rows, y] - z[rows, target]) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
+    torch.testing.assert_close(targeted_dlr_with(y, target)(z), expected)
+
+
+def test_targeted_dlr_is_positive_exactly_where_the_target_beats_the_label():
+    z, y = logits(2, n=50)
+    assert torch.equal(
+        targeted_dlr_with(y, other_than(y))(z) > 0, z.gather(1, other_than(y)[:, None])[:, 0] > z[range(50), y]
+    )
+
+
+def test_targeted_dlr_with_three_classes_is_refused_in_one_sentence():
+    with pytest.raises(BadInput, match=r"^the targeted DLR objective needs at least 4 classes, but found 3 logits$"):
+        targeted_dlr_with(torch.tensor([0]), torch.tensor([1]))(torch.zeros(1, 3))
+
+
 @settings(deadline=None)
 @given(seeds)
 def test_cross_entropy_is_minus_the_log_probability_of_the_label(seed):
@@ -119,7 +162,16 @@ def test_kl_from_a_reference_does_not_pull_on_the_reference():
     assert z.grad is not None
 
 
-@pytest.mark.parametrize("make", [cross_entropy_with, margin_with, dlr_with, lambda y: kl_from(logits(7)[0])])
+@pytest.mark.parametrize(
+    "make",
+    [
+        cross_entropy_with,
+        margin_with,
+        dlr_with,
+        lambda y: kl_from(logits(7)[0]),
+        lambda y: targeted_dlr_with(y, other_than(y)),
+    ],
+)
 def test_objectives_give_one_value_per_image_that_the_others_do_not_touch(make):
     z, y = logits(8)
     value = make(y)(z)
