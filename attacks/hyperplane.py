@@ -19,7 +19,9 @@ from attacks.threat import ThreatModel
 ROUNDS_UNSEEN = 16
 
 
-def onto_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, threat: ThreatModel) -> Tensor:
+def onto_hyperplane(
+    points: Tensor, normal: Tensor, gap: Tensor, threat: ThreatModel, *, rounds: int | None = None
+) -> Tensor:
     r"""Give the shortest displacements, in the norm of ``threat``, that bring points onto hyperplanes.
 
     Where the hyperplane does not meet the range, the way to the corner that comes closest to it.
@@ -29,6 +31,9 @@ def onto_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, threat: ThreatM
         normal: :math:`w`, ``(n, d)``; where it is 0 nothing moves.
         gap: :math:`\langle w, t\rangle - b`, ``(..., n)``. Asked for in place of b, because a linearised function knows
             its value at a point but would find b as a difference of large numbers.
+        rounds: of Newton's method, for Linf and L2. Default: until it ends; on a GPU, where the host would have to wait
+            for the device to know that, 16. A round that does not halve the error halves the slope, so that these
+            reach float32's last bits unless the slope falls by many orders.
 
     Returns:
         Displacements like ``points``.
@@ -37,25 +42,23 @@ def onto_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, threat: ThreatM
     against = -normal.sign() * gap.sign()[..., None]
     middle, half = (threat.high + threat.low) / 2, (threat.high - threat.low) / 2
     room = (middle + half * against - points).abs_()  # where nothing moves (against is 0) it has no weight
-    moved = _MOVES[threat.norm](room, steep, size)
+    full = steep * room
+    if rounds is None and gap.is_cuda:
+        rounds = ROUNDS_UNSEEN
+    if threat.norm == "linf":
+        moved = torch.minimum(room, _level(size, room, steep, full, rounds))
+    elif threat.norm == "l2":
+        reach = room / steep  # 0/0 compares as neither used up nor free
+        moved = torch.minimum(room, _level(size, reach, steep * steep, full, rounds) * steep)
+    else:
+        moved = _steepest_first(size, steep, full) * room
     return against.mul_(moved)
 
 
-def _linf(room: Tensor, steep: Tensor, gap: Tensor) -> Tensor:
-    return torch.minimum(room, _level(gap, room, steep, steep * room))
-
-
-def _l2(room: Tensor, steep: Tensor, gap: Tensor) -> Tensor:
-    level = _level(gap, room / steep, steep * steep, steep * room)  # 0/0 compares as neither used up nor free
-    return torch.minimum(room, level * steep)
-
-
-def _level(gap: Tensor, reach: Tensor, weight: Tensor, full: Tensor) -> Tensor:
+def _level(gap: Tensor, reach: Tensor, weight: Tensor, full: Tensor, rounds: int | None) -> Tensor:
     r"""Find the level :math:`\lambda` ``(..., n, 1)`` at which :math:`\sum_i v_i \min(\lambda, q_i)` is the gap.
 
-    Newton's method from below: each round knows one more entry to be used up, or ends. A round that does not halve the
-    error halves the slope, so that 16 rounds reach float32's last bit unless the slope falls by many orders: on a GPU
-    they are run without a look at the result, for which the host would have to wait.
+    Newton's method from below: each round finds at least one more entry to be used up, or ends.
 
     Args:
         reach: :math:`q`, at which an entry is used up; ``weight`` :math:`v`; ``full`` their product; ``(..., n, d)``.
@@ -63,33 +66,32 @@ def _level(gap: Tensor, reach: Tensor, weight: Tensor, full: Tensor) -> Tensor:
     most = torch.finfo(gap.dtype).max
     level = (gap / weight.sum(-1, keepdim=True)).nan_to_num_(nan=0.0, posinf=most)
     compared = torch.empty_like(reach)
-    for _ in range(ROUNDS_UNSEEN if gap.is_cuda else reach.shape[-1]):
+    for _ in range(rounds or reach.shape[-1] + 1):
         used = torch.le(reach, level, out=compared).mul_(full).sum(-1, keepdim=True)
         slope = torch.gt(reach, level, out=compared).mul_(weight).sum(-1, keepdim=True)
         higher = torch.where(slope > 0, (gap - used) / slope, most).clamp_(max=most)
         higher = torch.maximum(level, higher)
-        if not gap.is_cuda and torch.equal(higher, level):
+        if rounds is None and torch.equal(higher, level):
             break
         level = higher
     return level
 
 
-def _l1(room: Tensor, steep: Tensor, gap: Tensor) -> Tensor:
-    """Take the steepest first. Positive floats sort like their bits, so bisection over these ends on one slope."""
-    full = steep * room
+def _steepest_first(gap: Tensor, steep: Tensor, full: Tensor) -> Tensor:
+    """Give the share of its room that each entry moves ``(..., n, d)``: those of the least steep slope share the rest.
+
+    Positive floats sort like their bits, so that bisection over these ends on one slope.
+    """
     bits = {torch.float32: torch.int32, torch.float64: torch.int64}[full.dtype]
     compared = torch.empty_like(full)
-    last = torch.zeros_like(gap).view(bits)  # together with those above, its entries close the gap
-    above = steep.amax(-1, keepdim=True).view(bits).expand_as(last) + 1  # those from here on up do not
+    last = torch.zeros_like(gap).view(bits)  # the entries from this slope on close the gap
+    beyond = steep.amax(-1, keepdim=True).view(bits) + torch.ones_like(last)  # those from this one on do not
     for _ in range(8 * full.element_size() - 1):
-        slope = last + (above - last) // 2
-        enough = torch.ge(steep, slope.view(full.dtype), out=compared).mul_(full).sum(-1, keepdim=True) >= gap
-        last, above = torch.where(enough, slope, last), torch.where(enough, above, slope)
+        slope = last + ((beyond - last) >> 1)
+        closed = torch.ge(steep, slope.view(full.dtype), out=compared).mul_(full).sum(-1, keepdim=True) >= gap
+        last, beyond = torch.where(closed, slope, last), torch.where(closed, beyond, slope)
     slope = last.view(full.dtype)
-    beyond, level = (steep > slope).to(full), (steep == slope).to(full)
-    tied = (level * full).sum(-1, keepdim=True)
-    share = (gap - (beyond * full).sum(-1, keepdim=True)) / tied
-    return room * (beyond + level * torch.where(tied > 0, share, 0).clamp(0, 1))
-
-
-_MOVES = {"linf": _linf, "l2": _l2, "l1": _l1}
+    steeper, equal = torch.gt(steep, slope, out=compared), torch.eq(steep, slope, out=torch.empty_like(full))
+    tied = (equal * full).sum(-1, keepdim=True)
+    share = (gap - (steeper * full).sum(-1, keepdim=True)) / tied
+    return steeper.addcmul_(equal, torch.where(tied > 0, share, 0).clamp_(0, 1))

@@ -64,6 +64,22 @@ class Oracle:
         assert total is not None
         return logits.detach(), values.detach(), total if self.repeats == 1 else total / self.repeats
 
+    def slopes(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Give logits ``(b, k)`` and the gradient of each ``(b, k, ...)``, for as many backward passes as classes."""
+        total: Tensor | None = None
+        for _ in range(self.repeats):
+            asked = points.detach().requires_grad_()
+            with torch.enable_grad(), short_products(self.precision == "tf32"):
+                logits = self._ask(asked, self.precision)
+                sums = logits.sum(0).unbind()  # images do not mix: one sum serves the whole batch
+                found = [torch.autograd.grad(each, asked, retain_graph=each is not sums[-1])[0] for each in sums]
+            self.forward += self.cost
+            self.backward += self.cost * len(sums)
+            gradients = torch.stack(found, 1)
+            total = gradients if total is None else total + gradients
+        assert total is not None
+        return logits.detach(), total if self.repeats == 1 else total / self.repeats
+
     def confirms(self, points: Tensor, y: Tensor) -> Tensor:
         """Tell which ``points`` the plain network misclassifies ``(b,)``, in full precision."""
         with torch.no_grad(), short_products(False):

@@ -72,8 +72,10 @@ class ThreatModel:
 
     def distance(self, moved: Tensor, origin: Tensor) -> Tensor:
         """Measure how far each image was moved, ``(n,)``, in ``norm``."""
-        order = {"linf": float("inf"), "l2": 2, "l1": 1}[self.norm]
-        return torch.linalg.vector_norm((moved - origin).flatten(1), order, dim=1)
+        delta = (moved - origin).flatten(1)
+        if self.norm == "linf":
+            return delta.abs().amax(1)  # on CPUs vector_norm takes eight times as long
+        return torch.linalg.vector_norm(delta, {"l2": 2, "l1": 1}[self.norm], dim=1)
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
