@@ -1,12 +1,13 @@
 """AutoAttack, composed: which attacks run in which version, each on the survivors of those before it.
 
-Source: Croce and Hein, ICML 2020, arXiv:2003.01690; L1: Croce and Hein, ICML 2021, arXiv:2103.01208; the versions as the
-authors' package defines them (github.com/fra31/auto-attack).
+Source: Croce and Hein, ICML 2020, arXiv:2003.01690; L1: Croce and Hein, ICML 2021, arXiv:2103.01208; the versions as
+the authors' package defines them (github.com/fra31/auto-attack).
 """
 
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.apgd import APGD, Loss
-from attacks.apgd_l1 import ONE_STAGE, STAGES, APGDL1
+from attacks.apgd_l1 import APGDL1, ONE_STAGE, STAGES
 from attacks.checks import check_images, check_logits
 from attacks.engine import Attack, Job, Outcome, run
 from attacks.errors import BadInput
@@ -118,7 +119,7 @@ def autoattack(
     keep: Callable[[str, Sequence[Outcome]], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> AutoAttackResult:
-    """Attack with one attack after the other, each on the images that held so far; on the slots of :mod:`attacks.engine`.
+    """Attack with one attack after the other, each on the images that held so far, on slots (:mod:`attacks.engine`).
 
     An image is fooled when the network as it was given, in full precision, misclassifies its picture. The caller's
     random state, gradients and parameter flags are as before when it returns.
@@ -128,9 +129,9 @@ def autoattack(
         x: clean images ``(n, c, h, w)``; ``y`` their labels.
         seed: keys all draws, with the sample ``index`` ``(n,)`` (default: 0 to n - 1), the attack and the restart: what
             is found depends on neither slots nor order, but for the last bits of logits.
-        version: ``standard``; ``plus``; ``rand``, for networks that answer at random; or ``custom``, with ``attacks`` of
-            :data:`NAMES`.
-        slots: images in a batch, default :data:`SLOTS`, eight times that on a GPU. Halved where memory does not suffice.
+        version: ``standard``; ``plus``; ``rand``, for networks that answer at random; or ``custom``, with ``attacks``
+            of :data:`NAMES`.
+        slots: images in a batch, default :data:`SLOTS`, eight times that on a GPU; halved where memory is too small.
         precision: of the search: ``fp32`` is strict; ``tf32`` and ``bf16`` are faster and find nearly the same. Square
             is always in full precision.
         compiled: the network, through ``torch.compile``.
@@ -157,7 +158,9 @@ def autoattack(
         _check_classes(plan, classes)
         twin = prepared(network, x[:slots], compiled=compiled)
         repeats = _RANDOM_REPEATS if version == "rand" else 1
-        tally = Tally(logits.argmax(1) == y, {step.name: _WORK[step.name] * step.phases for step in plan}, progress, keep)
+        tally = Tally(
+            logits.argmax(1) == y, {step.name: _WORK[step.name] * step.phases for step in plan}, progress, keep
+        )
         tally.forward += len(networks_in(network))
         for name, phases in plan:
             phases = min(phases, classes - 1) if name in ("apgd-t", "fab-t") else phases
@@ -178,7 +181,7 @@ def autoattack(
                         left,
                         slots=size,
                         done=tally.done,
-                        beat=lambda oracle=oracle, size=size: tally.beat(oracle, size),
+                        beat=partial(tally.beat, oracle, size),
                         look_every=1 if x.device.type == "cpu" else 8,
                     )
                 except torch.OutOfMemoryError:
@@ -198,11 +201,11 @@ def _attack(name: str, threat: ThreatModel, seed: int, version: Version) -> Atta
         return FAB(threat, start, targeted=name == "fab-t")
     if name == "square":
         return Square(threat, seed)
+    targeted = name == "apgd-t"
     if threat.norm == "l1":  # the standard version alone comes from larger radii
-        return APGDL1(
-            threat, _LOSSES[name], start, targeted=name == "apgd-t", stages=STAGES if version == "standard" else ONE_STAGE
-        )
-    return APGD(threat, _LOSSES[name], start, targeted=name == "apgd-t")
+        stages = STAGES if version == "standard" else ((1.0, 1.0),)
+        return APGDL1(threat, _LOSSES[name], start, targeted=targeted, stages=stages)
+    return APGD(threat, _LOSSES[name], start, targeted=targeted)
 
 
 _LOSSES: dict[str, Loss] = {
@@ -215,7 +218,9 @@ _LOSSES: dict[str, Loss] = {
 def _check_classes(plan: Iterable[Step], classes: int) -> None:
     for name, _ in plan:
         if classes < _LEAST_CLASSES.get(name, 2):
-            fitting = [other for other in ("apgd-ce", "apgd-dlr", "fab-t", "square") if classes >= _LEAST_CLASSES.get(other, 2)]
+            fitting = [
+                other for other in ("apgd-ce", "apgd-dlr", "fab-t", "square") if classes >= _LEAST_CLASSES.get(other, 2)
+            ]
             raise BadInput(
                 f"{name} needs at least {_LEAST_CLASSES.get(name, 2)} classes, but found {classes}: "
                 f"use version custom with attacks {', '.join(fitting)}"

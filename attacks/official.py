@@ -5,12 +5,12 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attacks.autoattack import AutoAttackResult
 from attacks.checks import check_classifier, check_images
 from attacks.errors import BadInput
 from attacks.modes import without_parameter_gradients
@@ -24,27 +24,6 @@ _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 def version() -> str:
     """Name the engine for tables: the package's version."""
     return f"official {importlib.metadata.version('pyautoattack')}"
-
-
-@dataclass(frozen=True)
-class AutoAttackResult:
-    """What the standard version found.
-
-    Attributes:
-        adversarial: images ``(n, c, h, w)``, the clean image where nothing was found.
-        by: per image the attack that fooled the network: ``clean`` if it erred before, ``""`` if it held.
-        survivors: images still classified correctly, keyed ``clean`` and then by attack, in order.
-        forward: passes spent on each image ``(n,)``; the passes of an attack are shared by the images it was given.
-        backward: likewise.
-        log: every line of the package's own log, its warnings about the model included.
-    """
-
-    adversarial: Tensor
-    by: list[str]
-    survivors: dict[str, int]
-    forward: Tensor
-    backward: Tensor
-    log: list[str]
 
 
 @torch.inference_mode(mode=False)  # as in pgd: in inference mode nothing has a gradient
