@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.autoattack import AutoAttackResult
 from attacks.checks import check_classifier, check_images
 from attacks.errors import BadInput
 from attacks.modes import without_parameter_gradients
 from attacks.passes import Passes, counting, networks_in
+from attacks.staged import Staged
 from attacks.threat import ThreatModel
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -36,7 +36,7 @@ def autoattack(
     seed: int,
     batch_size: int = 250,
     progress: Callable[[str, int], None] | None = None,
-) -> AutoAttackResult:
+) -> Staged:
     """Run AutoAttack standard: APGD-CE, targeted APGD on DLR, targeted FAB, Square, each on the survivors of the last.
 
     The caller's random state, gradients and parameter flags are as before when it returns.
@@ -156,13 +156,13 @@ class _Watch:
 
         part.perturb = noted
 
-    def result(self, adversarial: Tensor, log: list[str]) -> AutoAttackResult:
+    def result(self, adversarial: Tensor, log: list[str]) -> Staged:
         self._note_clean()
         left = self.survivors["clean"]
         for stage in STAGES:  # an attack that had nobody left to attack reports that nobody is left
             left = self.survivors[stage] = self.survivors.get(stage, left)
         ordered = {stage: self.survivors[stage] for stage in ("clean", *STAGES)}
-        return AutoAttackResult(adversarial, self.by, ordered, self.forward, self.backward, log)
+        return Staged(adversarial, self.by, ordered, self.forward, self.backward, log)
 
 
 @contextmanager

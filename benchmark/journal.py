@@ -63,5 +63,5 @@ def _outcomes(path: Path) -> list[Outcome]:
         ]
     except (SafetensorError, KeyError, ValueError, StopIteration) as error:
         raise BadInput(
-            f"{path} is no whole file of an attack in progress ({error}): delete it, only its seconds of work are repeated"
+            f"{path} is no whole file of an attack in progress ({error}): delete it, only seconds of work are repeated"
         ) from error

@@ -42,7 +42,7 @@ def engine(subject: Subject, attack: str) -> str:
     settings = subject.settings
     if attack == "autoattack" and settings.engine == "official":
         return official.version()
-    words = [fast.version_of_engine(), *([settings.precision] if settings.precision != "fp32" else [])]
+    words = [fast.engine_version(), *([settings.precision] if settings.precision != "fp32" else [])]
     return " ".join([*words, *(["compiled"] if settings.compile else [])])
 
 
