@@ -24,7 +24,7 @@ from attacks.oracle import Oracle
 from attacks.square_script import draws, places, window_sizes
 from attacks.threat import ThreatModel
 
-_LOOK_AHEAD = 64  # proposals of the script among which a slot looks for one whose outcome is not known
+_LOOK_AHEAD = 32  # proposals of the script among which a slot looks for one whose outcome is not known
 _LARGEST_TABLE = 2**16  # proposals of one size; where there are more, 5,000 queries hardly meet one twice
 
 
@@ -37,8 +37,8 @@ class LinfState(NamedTuple):
     value: Tensor  # of the best point, how far the network is from right
     wrong: Tensor  # the best point is misclassified
     query: Tensor  # of the script, evaluated next: 0 is the start, and one above the last means that nothing is left
-    script: Tensor  # (b, queries + 2): of each query its place and its signs, as one number
-    known: Tensor  # (b, proposals): proposals of size known_size that would be refused
+    script: Tensor  # (b, queries + 2 and some): of each query the window's first pixel and its signs, as one number
+    known: Tensor  # (b, proposals): those that would be refused, of the size whose place among all is known_size
     known_size: Tensor
     unknown: Tensor  # how many proposals of that size are not known
 
@@ -67,15 +67,16 @@ class SquareLinf:
             query=torch.zeros_like(jobs.y),
             script=self._script(jobs, plan, stripes[:, :, 0, 0]),
             known=torch.zeros((len(x), proposals), dtype=torch.bool, device=x.device),
-            known_size=torch.zeros_like(jobs.y),
+            known_size=torch.full_like(jobs.y, -1),
             unknown=torch.zeros_like(jobs.y),
         )
 
     def step(self, state: LinfState, oracle: Oracle) -> tuple[LinfState, Found]:
         """Evaluate each slot's proposal, keep it if the margin fell, and choose the next."""
         plan = self._plan(state.best)
+        size, end = plan.queries[state.query].unbind(1)
         number = state.script.gather(1, state.query[:, None]).long()
-        pixels, signed = _window(state.best, plan, state.query, number)
+        pixels, signed = _window(state.best, plan, size, number)
         best = state.best.flatten(1)
         before, after = best.gather(1, pixels), state.ends.flatten(1).gather(1, signed)
         best.scatter_(1, pixels, after)
@@ -86,40 +87,40 @@ class SquareLinf:
         state = state._replace(
             value=torch.where(accepted, value, state.value), wrong=torch.where(accepted, wrong, state.wrong)
         )
-        query = self._next(state, plan, number, accepted) if self._skips(plan) else state.query + 1
+        query = state.query + 1
+        if self._skips(plan):
+            state.unknown.sub_(state.known.gather(1, number).logical_not_().squeeze(1).long())
+            state.known.scatter_(1, number, True)  # after an acceptance all of it is forgotten
+            # A slot whose size is new has a table of the size before, which says nothing.
+            exhausted = (state.unknown <= 0) & (size == state.known_size) & ~accepted
+            query = self._next_open(state, plan, torch.where(exhausted, end, query), accepted)
         state = state._replace(query=query.clamp(max=self.queries + 1))
         # After a claim that was not confirmed the search goes on from its point, and only a worse one is claimed again.
         return state, Found(state.best.clone(), accepted & wrong, state.query > self.queries)
 
-    def _next(self, state: LinfState, plan: "_Plan", number: Tensor, accepted: Tensor) -> Tensor:
-        """Choose the next query of the script that might be accepted."""
-        state.unknown.sub_((~state.known.gather(1, number)).squeeze(1).long())
-        state.known.scatter_(1, number, True)  # after an acceptance all of it is forgotten below
-        # A slot whose size is new has a table of the size before, which says nothing.
-        exhausted = (state.unknown <= 0) & (plan.size[state.query] == state.known_size) & ~accepted
-        query = torch.where(exhausted, plan.end[state.query], state.query + 1).clamp(max=self.queries + 1)
-        size = plan.size[query]
+    def _next_open(self, state: LinfState, plan: "_Plan", query: Tensor, accepted: Tensor) -> Tensor:
+        """Choose from ``query`` on the first of the script that might be accepted, as far as one looks ahead."""
+        query = query.clamp(max=self.queries + 1)
+        size, end = plan.queries[query].unbind(1)
         _renew(state, plan, accepted | (size != state.known_size), size)
-        ahead = (query[:, None] + plan.ahead).clamp(max=self.queries + 1)
-        entries = state.script.gather(1, ahead).long()
-        closed = state.known.gather(1, entries)
+        closed = state.known.gather(1, state.script.gather(1, query[:, None] + plan.ahead).long())
         closed[:, -1] = False  # look no further
-        return torch.minimum(query + closed.to(torch.uint8).argmin(1), plan.end[query])
+        return torch.minimum(query + closed.to(torch.uint8).argmin(1), end)
 
     def _script(self, jobs: Jobs, plan: "_Plan", corner: Tensor) -> Tensor:
-        """Number each query: the place of its window, row by row, and the highest bit for the last channel.
+        """Number each query: first pixel of the window, times two for each channel, plus the channels' signs as bits.
 
-        The start is told as a window that changes nothing: the first pixel, with the signs ``corner`` it has already.
+        The start is told as a window that changes nothing: one pixel, with the signs ``corner`` that it has already.
         """
         channels, height, width = jobs.x.shape[1:]
         drawn = draws(jobs, (2 + channels, self.queries), self.seed, "script")
-        rows, columns = (places(plan.size[1:-1], length) for length in (height, width))
-        place = (drawn[:, 0] * rows).long() * columns + (drawn[:, 1] * columns).long()
-        bits = torch.arange(channels, device=place.device)
-        signs = ((drawn[:, 2:] >= 0.5).long() << bits[:, None]).sum(1)
-        start = (corner.long() << bits).sum(1, keepdim=True)
-        numbers = torch.cat([start, (place << channels) + signs, torch.zeros_like(start)], 1)
-        return numbers.to(torch.int16 if plan.proposals <= 2**15 else torch.int32)
+        sizes = plan.sizes[plan.queries[1:-1, 0]]
+        rows, columns = ((drawn[:, side] * places(sizes, (height, width)[side])).long() for side in (0, 1))
+        signs = ((drawn[:, 2:] >= 0.5).long() << plan.bits[:, None]).sum(1)
+        start = (corner.long() << plan.bits).sum(1, keepdim=True)
+        numbers = torch.cat([start, ((rows * width + columns) << channels) + signs], 1)
+        compact = numbers.to(torch.int16 if plan.proposals <= 2**15 else torch.int32)
+        return F.pad(compact, (0, 1 + _LOOK_AHEAD))
 
     def _plan(self, images: Tensor) -> "_Plan":
         return _plan(self.queries, tuple(images.shape[1:]), images.device)
@@ -129,17 +130,18 @@ class SquareLinf:
 
 
 class _Plan(NamedTuple):
-    """What is the same for all images of a shape. Of each query, ``(queries + 2,)``, its size, columns, and end."""
+    """What is the same for all images of a shape."""
 
-    size: Tensor  # of the window; that of the start, and of what comes after the end, is 1
-    columns: Tensor  # places of the window in a row
-    end: Tensor  # the first query of another size
-    sizes: Tensor  # that occur, ascending
-    corners: Tensor  # (sizes, 4, places): of a window its corners in an integral image
-    beyond: Tensor  # (sizes, places): the size has no such place
-    proposals: int  # of the size that has the most
+    queries: Tensor  # (queries + 2, 2): of each query the place of its size in ``sizes``, and the next of another size
+    sizes: Tensor  # that occur, ascending; 1, that of the start and of what comes after the end, is among them
+    sides: list[int]  # the same
+    offsets: Tensor  # (sizes, m): the pixels of a window from its first; smaller windows repeat their last pixel
+    corners: Tensor  # (sizes, 4 h w): of a window at each first pixel its corners in an integral image
+    beyond: Tensor  # (sizes, h w): no window of the size begins there
+    full: Tensor  # (sizes, 2): pixels at their upper end in a window that is all low, or all high
+    proposals: int  # numbers that a query may have
+    bits: Tensor
     ahead: Tensor
-    largest: int
 
 
 @lru_cache(maxsize=8)
@@ -150,57 +152,55 @@ def _plan(queries: int, shape: tuple[int, ...], device: torch.device) -> _Plan:
     for query in reversed(range(1, queries)):
         if listed[query] == listed[query + 1]:
             ends[query] = ends[query + 1]
-    size, sizes = torch.tensor(listed), torch.tensor(sorted(set(listed)))
-    rows, columns = places(sizes, height)[:, None], places(sizes, width)[:, None]
-    place = torch.arange(int((rows * columns).max()))
-    beyond = place >= rows * columns
-    top, left = (part.masked_fill(beyond, 0) for part in (place // columns, place % columns))
-    bottom, right = top + sizes[:, None], left + sizes[:, None]
-    corners = torch.stack([row * (width + 1) + column for row in (top, bottom) for column in (left, right)], 1)
+    sides = sorted(set(listed))
+    sizes, pixel = torch.tensor(sides), torch.arange(height * width)
+    row, column = pixel // width, pixel % width
+    beyond = (row >= places(sizes, height)[:, None]) | (column >= places(sizes, width)[:, None])
+    above = row * (width + 1) + column
+    corners = [above + down * (width + 1) + right for down in (0, sizes[:, None]) for right in (0, sizes[:, None])]
+    within = [pixel.view(height, width)[:side, :side].flatten() for side in sides]
     return _Plan(
-        size=size.to(device),
-        columns=places(size, width).to(device),
-        end=torch.tensor(ends, device=device),
+        queries=torch.tensor([[sides.index(size), end] for size, end in zip(listed, ends, strict=True)], device=device),
         sizes=sizes.to(device),
-        corners=corners.to(device),
+        sides=sides,
+        offsets=torch.stack([F.pad(one, (0, sides[-1] ** 2 - len(one)), value=int(one[-1])) for one in within]).to(
+            device
+        ),
+        corners=torch.stack([part.expand(len(sides), -1).masked_fill(beyond, 0) for part in corners], 1)
+        .flatten(1)
+        .to(device),
         beyond=beyond.to(device),
-        proposals=len(place) << channels,
+        full=torch.stack([0 * sizes, sizes**2], 1).to(device),
+        proposals=height * width << channels,
+        bits=torch.arange(channels, device=device),
         ahead=torch.arange(_LOOK_AHEAD, device=device),
-        largest=max(listed),
     )
 
 
-def _window(images: Tensor, plan: _Plan, query: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the pixels that a proposal sets ``(b, m)``, as places in an image and in ``ends``.
-
-    Smaller windows than the largest name their last row and column again and again.
-    """
-    channels, height, width = images.shape[1:]
-    size, columns, place = plan.size[query, None], plan.columns[query, None], number >> channels
+def _window(images: Tensor, plan: _Plan, size: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the pixels that proposals set ``(b, m)``, as places in an image and in ``ends``."""
+    channels, plane = images.shape[1], images.shape[2] * images.shape[3]
     # On another device than the CPU to ask for the largest now would wait for the device.
-    largest = int(size.max()) if images.device.type == "cpu" else plan.largest
-    side = torch.minimum(torch.arange(largest, device=images.device), size - 1)
-    rows, cols = (place // columns + side) * width, place % columns + side
-    plane = (rows[:, :, None] + cols[:, None, :]).flatten(1)
-    channel = torch.arange(channels, device=images.device)
-    shift = channel * (height * width)
-    high = (number >> channel & 1) * (channels * height * width) + shift
-    return (plane[:, None] + shift[:, None]).flatten(1), (plane[:, None] + high[:, :, None]).flatten(1)
+    largest = plan.sides[int(size.max()) if images.device.type == "cpu" else -1]
+    pixels = (number >> channels) + plan.offsets[size, : largest**2]
+    pixels = pixels[:, None] + plan.bits[:, None] * plane
+    high = (number >> plan.bits & 1) * (channels * plane)
+    return pixels.flatten(1), (pixels + high[:, :, None]).flatten(1)
 
 
 def _renew(state: LinfState, plan: _Plan, which: Tensor, size: Tensor) -> None:
     """Forget what was refused in slots ``which`` ``(b,)``: there only the proposals that change nothing are known."""
-    if state.best.device.type == "cpu":
-        rows = which.nonzero().flatten()
-        if not len(rows):
-            return
-    else:  # to look which they are would wait for the device
-        rows = torch.arange(len(which), device=which.device)
-    fresh, size = which[rows], size[rows]
-    idle = _idle(state.best[rows] == state.ends[rows, 1], plan, size)
-    state.known[rows] = torch.where(fresh[:, None], idle, state.known[rows])
-    state.unknown[rows] = torch.where(fresh, (~idle).sum(1), state.unknown[rows])
-    state.known_size[rows] = torch.where(fresh, size, state.known_size[rows])
+    if state.best.device.type != "cpu":  # to look which they are would wait for the device
+        idle = _idle(state.best == state.ends[:, 1], plan, size)
+        state.known.copy_(torch.where(which[:, None], idle, state.known))
+        state.unknown.copy_(torch.where(which, idle.logical_not().sum(1), state.unknown))
+        state.known_size.copy_(torch.where(which, size, state.known_size))
+    elif len(rows := which.nonzero().flatten()):
+        size = size[rows]
+        idle = _idle(state.best[rows] == state.ends[rows, 1], plan, size)
+        state.known.index_copy_(0, rows, idle)
+        state.unknown.index_copy_(0, rows, idle.logical_not().sum(1))
+        state.known_size.index_copy_(0, rows, size)
 
 
 def _idle(high: Tensor, plan: _Plan, size: Tensor) -> Tensor:
@@ -208,13 +208,11 @@ def _idle(high: Tensor, plan: _Plan, size: Tensor) -> Tensor:
 
     ``high`` ``(r, c, h, w)`` are the pixels at their upper end.
     """
-    which = torch.searchsorted(plan.sizes, size)
     integral = F.pad(high.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32), (1, 0, 1, 0)).flatten(2)
-    corners = plan.corners[which].flatten(1)[:, None].expand(-1, high.shape[1], -1)
-    a, b, c, d = integral.gather(2, corners).chunk(4, 2)
-    count = a - b - c + d
-    idle = plan.beyond[which][:, :, None].logical_not()
-    for channel in range(high.shape[1]):
-        same = torch.stack([count[:, channel] == 0, count[:, channel] == (size**2)[:, None]], -1)
-        idle = (same[:, :, :, None] & idle[:, :, None, :]).flatten(2)  # the bit of this channel is the highest so far
-    return (idle | plan.beyond[which][:, :, None]).flatten(1)
+    corners = integral.gather(2, plan.corners[size][:, None].expand(-1, high.shape[1], -1))
+    a, b, c, d = corners.chunk(4, 2)
+    same = (a - b - c + d)[:, :, :, None] == plan.full[size][:, None, None]
+    idle = same[:, 0]
+    for channel in range(1, high.shape[1]):
+        idle = (same[:, channel, :, :, None] & idle[:, :, None, :]).flatten(2)  # its bit is the highest so far
+    return (idle | plan.beyond[size][:, :, None]).flatten(1)
