@@ -12,6 +12,7 @@ from torch import Tensor
 from attacks.engine import Attack, Found, Jobs
 from attacks.oracle import Oracle
 from attacks.square_linf import SquareLinf
+from attacks.square_mass import SquareMass
 from attacks.threat import ThreatModel
 
 
@@ -45,4 +46,6 @@ class Square:
 
     @property
     def _search(self) -> Attack[Any]:
+        if self.threat.norm != "linf":
+            return SquareMass(self.threat, self.seed, self.queries)
         return SquareLinf(self.threat, self.seed, self.queries, self.skip_known)
