@@ -27,6 +27,9 @@ from attacks.threat import ThreatModel, per_image
 STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 """Radius, in units of epsilon, and share of the iterations: the standard version's."""
 
+ONE_STAGE = ((1.0, 1.0),)
+"""The plain attack."""
+
 SPARSER = 1.5  # of the pixels that the best point changes, one in so many is not climbed
 FELL = 0.95  # a number of pixels below this share of the last one has fallen
 SLOWER = 1.5  # divides the step
