@@ -20,7 +20,7 @@ from torch import Tensor
 from attacks.apgd import Loss, target_classes
 from attacks.engine import Found, Jobs
 from attacks.errors import BadInput
-from attacks.l1_ball import correction
+from attacks.l1_ball import correction, tidied
 from attacks.oracle import Oracle
 from attacks.threat import ThreatModel, per_image
 
@@ -126,9 +126,8 @@ class APGDL1:
         logits, value, gradient = oracle.climb(state.point, lambda logits: self.loss(logits, state.y, state.target))
         last = state.stage == len(self.stages) - 1
         over = state.evaluations >= _of_stage(self.steps, state.stage)
-        # A pixel may lie outside the range by its last bit, as in the authors' code; no picture does.
-        picture = state.point.clamp(self.threat.low, self.threat.high)
-        found = Found(picture, last & (logits.argmax(1) != state.y), last & over)
+        # A point may lie outside ball or range by its last bits, as in the authors' code; no picture does.
+        found = Found(tidied(state.point, state.x, self.threat), last & (logits.argmax(1) != state.y), last & over)
         return self._moved(*self._checked(state, value, gradient), over & ~last), found
 
     def _checked(self, state: APGDL1State, value: Tensor, gradient: Tensor) -> tuple[APGDL1State, Tensor, Tensor]:

@@ -12,7 +12,7 @@ other pixels. The projection onto both at once moves :math:`x + \delta` to :math
 import torch
 from torch import Tensor
 
-from attacks.threat import ThreatModel
+from attacks.threat import ThreatModel, per_image
 
 
 def project(moved: Tensor, origin: Tensor, threat: ThreatModel, radius: Tensor | None = None) -> Tensor:
@@ -21,15 +21,29 @@ def project(moved: Tensor, origin: Tensor, threat: ThreatModel, radius: Tensor |
     ``radius`` ``(n,)`` gives each image its own ball. For use outside graphs: nothing here is meant to be
     differentiated.
     """
+    size = moved.new_full((len(moved),), threat.epsilon) if radius is None else radius.to(moved)
     delta = moved - origin
-    size = delta.new_full((len(delta),), threat.epsilon) if radius is None else radius.to(delta)
-    return (origin + (delta + correction(origin, delta, size, threat))).clamp(threat.low, threat.high)
+    for _ in range(2):  # a sum of large moves is rounded by more than a small radius can bear
+        delta = delta + correction(origin, delta, size, threat)
+    return _short_of(origin, delta).clamp(threat.low, threat.high)
+
+
+def tidied(points: Tensor, origin: Tensor, threat: ThreatModel) -> Tensor:
+    """Bring points into the range, and those that rounding left outside the ball into that; others keep every bit."""
+    picture = points.clamp(threat.low, threat.high)
+    outside = (threat.distance(picture, origin) > threat.epsilon * (1 + 1e-6)).view(-1, *[1] * (points.ndim - 1))
+    delta = picture - origin
+    delta = torch.where(delta.abs() <= 4 * torch.finfo(delta.dtype).eps, 0.0, delta)  # crumbs on pixels put back
+    length = per_image(delta.abs().flatten(1).sum(1), delta)
+    nearer = _short_of(origin, delta * (threat.epsilon / length).clamp(max=1))
+    return torch.where(outside, nearer, picture)
 
 
 def correction(origin: Tensor, delta: Tensor, radius: Tensor, threat: ThreatModel) -> Tensor:
     r"""Give :math:`\hat\delta - \delta`, like ``delta``, for the ``radius`` ``(n,)`` of each image.
 
-    The sums run as in the authors' code, so that the result is theirs bit by bit on a CPU.
+    The sums run as in the authors' code, so that the result is theirs bit by bit on a CPU; but for images of which the
+    range cuts off all pixels except one or none, where theirs may miss the first segment of the sum.
     """
     x, y = origin.flatten(1), delta.flatten(1)
     size = y.abs()
@@ -42,6 +56,12 @@ def correction(origin: Tensor, delta: Tensor, radius: Tensor, threat: ThreatMode
     return (y.sign() * -cut).view_as(delta)
 
 
+def _short_of(origin: Tensor, delta: Tensor) -> Tensor:
+    """Add, and round towards ``origin``: the roundings of thousands of pixels would add up."""
+    moved = origin + delta
+    return torch.where((moved - origin).abs() > delta.abs(), torch.nextafter(moved, origin), moved)
+
+
 def _threshold(least: Tensor, size: Tensor, excess: Tensor) -> Tensor:
     r"""Find the :math:`\lambda` ``(n,)`` at which the cuts ``(n, d)`` of the pixels make up for ``excess``.
 
@@ -50,13 +70,13 @@ def _threshold(least: Tensor, size: Tensor, excess: Tensor) -> Tensor:
     """
     d = size.shape[1]
     breaks = torch.cat((least, size), 1)
-    # Breakpoints at zero change nothing, and most are: sort the others only, if counting them does not wait for a GPU.
-    kept = 2 * d if breaks.is_cuda else int((breaks > 0).sum(1).max()) + 2
+    # Of the breakpoints at zero one will do, and most are: sort few, unless counting them would wait for a GPU.
+    kept = 2 * d if breaks.is_cuda else int((breaks > 0).sum(1).max()) + 1
     at, which = breaks.sort(1) if kept > d else (part.flip(1) for part in breaks.topk(kept, dim=1))
     turn = torch.where(which < d, 1.0, -1.0).to(size)
     slope = turn.cumsum(1) - turn.sum(1, keepdim=True)
-    following = torch.cat((at[:, 1:], torch.zeros_like(at[:, :1])), 1)
-    total = least.sum(1, keepdim=True) + ((following - at) * slope).cumsum(1)  # at the following breakpoint
-    segment = ((total + excess[:, None] < 0).sum(1, keepdim=True) - 1).clamp(0, at.shape[1] - 2)
-    steep = slope.gather(1, segment + 1).clamp(min=1)
-    return ((-total.gather(1, segment) - excess[:, None]) / steep + following.gather(1, segment)).squeeze(1)
+    rises = ((at[:, 1:] - at[:, :-1]) * slope[:, :-1]).cumsum(1)
+    total = least.sum(1, keepdim=True) + torch.cat((torch.zeros_like(at[:, :1]), rises), 1)  # of cuts, at each break
+    segment = ((total + excess[:, None] < 0).sum(1, keepdim=True) - 1).clamp(min=0)
+    steep = slope.gather(1, segment).clamp(min=1)
+    return ((-total.gather(1, segment) - excess[:, None]) / steep + at.gather(1, segment)).squeeze(1)
