@@ -135,8 +135,8 @@ def run(
         over = {slot for slot in seen.finished.nonzero().flatten().tolist() if slot in at_work}
         hits = [slot for slot in seen.fooled.nonzero().flatten().tolist() if slot in at_work]
         if hits:
-            pictures, rows = seen.points[hits], [at_work[slot].job.row for slot in hits]
-            holds = oracle.confirms(pictures, y[rows])
+            pictures = seen.points[hits]
+            holds = oracle.confirms(pictures, y[[at_work[slot].job.row for slot in hits]])
             for place, slot in enumerate(hits):
                 at_work[slot] = work = at_work[slot].asked(oracle.cost)
                 if holds[place]:

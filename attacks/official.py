@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from attacks.checks import check_classifier, check_images
 from attacks.errors import BadInput
 from attacks.modes import without_parameter_gradients
 from attacks.passes import Passes, counting, networks_in
+from attacks.staged import Staged
 from attacks.threat import ThreatModel
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -24,27 +24,6 @@ _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 def version() -> str:
     """Name the engine for tables: the package's version."""
     return f"official {importlib.metadata.version('pyautoattack')}"
-
-
-@dataclass(frozen=True)
-class AutoAttackResult:
-    """What the standard version found.
-
-    Attributes:
-        adversarial: images ``(n, c, h, w)``, the clean image where nothing was found.
-        by: per image the attack that fooled the network: ``clean`` if it erred before, ``""`` if it held.
-        survivors: images still classified correctly, keyed ``clean`` and then by attack, in order.
-        forward: passes spent on each image ``(n,)``; the passes of an attack are shared by the images it was given.
-        backward: likewise.
-        log: every line of the package's own log, its warnings about the model included.
-    """
-
-    adversarial: Tensor
-    by: list[str]
-    survivors: dict[str, int]
-    forward: Tensor
-    backward: Tensor
-    log: list[str]
 
 
 @torch.inference_mode(mode=False)  # as in pgd: in inference mode nothing has a gradient
@@ -57,7 +36,7 @@ def autoattack(
     seed: int,
     batch_size: int = 250,
     progress: Callable[[str, int], None] | None = None,
-) -> AutoAttackResult:
+) -> Staged:
     """Run AutoAttack standard: APGD-CE, targeted APGD on DLR, targeted FAB, Square, each on the survivors of the last.
 
     The caller's random state, gradients and parameter flags are as before when it returns.
@@ -177,13 +156,13 @@ class _Watch:
 
         part.perturb = noted
 
-    def result(self, adversarial: Tensor, log: list[str]) -> AutoAttackResult:
+    def result(self, adversarial: Tensor, log: list[str]) -> Staged:
         self._note_clean()
         left = self.survivors["clean"]
         for stage in STAGES:  # an attack that had nobody left to attack reports that nobody is left
             left = self.survivors[stage] = self.survivors.get(stage, left)
         ordered = {stage: self.survivors[stage] for stage in ("clean", *STAGES)}
-        return AutoAttackResult(adversarial, self.by, ordered, self.forward, self.backward, log)
+        return Staged(adversarial, self.by, ordered, self.forward, self.backward, log)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from attacks.passes import networks_in
 
-
 Precision = Literal["fp32", "tf32", "bf16"]
 
 

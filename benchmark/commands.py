@@ -264,7 +264,7 @@ def _unfinished(experiment: Experiment, suite: Suite, places: Places, tests: Map
         for job in jobs(settings, ranked=checkpoint == settings.ranked_checkpoint):
             parts = finished_parts(evidence_folder(places.report, experiment.name, checkpoint, *job))
             # Verdicts without the weights they were measured on are looked at again by a task, which knows the weights.
-            if not trained or len(parts) < expected_parts(settings, tests[experiment.fold]):
+            if not trained or len(parts) < expected_parts(settings, job.attack, tests[experiment.fold]):
                 missing.add(job.attack)
     dear = [name for name in settings.attacks if name in RANKING_ONLY]
     cheap = ["clean", *(name for name in settings.attacks if name not in RANKING_ONLY)]

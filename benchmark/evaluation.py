@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks import official
 from attacks.carlini_wagner import carlini_wagner_l2
 from attacks.checks import check_classifier, check_images
 from attacks.errors import BadInput
@@ -22,8 +21,17 @@ from attacks.passes import Passes, counting, networks_in
 from attacks.threat import ThreatModel
 from benchmark.data import Images
 from benchmark.fixed_steps import Attacked, Subject, Tell, cw20, pgd20, pgd20_any, row, with_shared_cost
+from benchmark.journal import Journal
 from benchmark.results import evidence
 from benchmark.storage import write_text
+from benchmark.strong_attacks import (
+    PART,
+    autoattack,
+    autoattack_custom,
+    autoattack_plus,
+    autoattack_rand,
+    engine,
+)
 from benchmark.suite import Evaluation
 
 
@@ -45,21 +53,6 @@ def cw_l2(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
     return with_shared_cost(adversarial, "cw_l2", passes)
 
 
-def autoattack(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
-    """AutoAttack standard, through its authors' package; seeded per batch by the evaluation's seed."""
-    tell = subject.tell
-    result = official.autoattack(
-        subject.network,
-        x,
-        y,
-        subject.threat,
-        seed=subject.settings.seed,
-        batch_size=subject.settings.batch_size,
-        progress=None if tell is None else lambda stage, left: tell(f"{stage}: {left} of {len(x)} hold", 0, 0),
-    )
-    return Attacked(result.adversarial, result.by, result.forward, result.backward, result.log)
-
-
 ATTACKS: dict[str, Callable[[Subject, Tensor, Tensor, Tensor], Attacked]] = {
     "pgd20": pgd20,
     "pgd20_any": pgd20_any,
@@ -67,8 +60,12 @@ ATTACKS: dict[str, Callable[[Subject, Tensor, Tensor, Tensor], Attacked]] = {
     "row": row,
     "cw_l2": cw_l2,
     "autoattack": autoattack,
+    "autoattack_plus": autoattack_plus,
+    "autoattack_rand": autoattack_rand,
+    "autoattack_custom": autoattack_custom,
 }
-RANKING_ONLY = ("autoattack",)  # too dear for every radius and checkpoint: the ranked ones only
+# Too dear for every radius and checkpoint: the ranked ones only.
+RANKING_ONLY = ("autoattack", "autoattack_plus", "autoattack_rand", "autoattack_custom")
 
 
 def evaluate(
@@ -103,25 +100,32 @@ def evaluate(
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     todo = [job for job in jobs(settings, ranked=ranked) if attacks is None or job.attack in attacks]
     size = min(settings.batch_size, len(chosen))
-    batches = list(torch.arange(len(chosen)).split(size))
-    frames, done, total = [], 0, len(todo) * len(batches)
+    batches = {job: torch.arange(len(chosen)).split(part_size(settings, job.attack)) for job in todo}
+    frames, done, total = [], 0, sum(map(len, batches.values()))
     with in_mode(network, "eval"):
         for job in todo:
             folder = None if place is None else place(job)
             finished = {} if folder is None else {path.name: path for path in evidence.finished_parts(folder)}
-            for number, rows in enumerate(batches):
+            for number, rows in enumerate(batches[job]):
                 done += 1
                 if f"part-{number:05d}.parquet" in finished:
                     continue
-                if tell is not None:
-                    tell(f"{job.attack} at {job.epsilon:.4g}", done - 1, total)
-                subject = Subject(network, threat.at(job.epsilon), settings, tell)
+                telling = None if tell is None else _within(tell, f"{job.attack} at {job.epsilon:.4g}", done - 1, total)
+                unfinished = None if folder is None else folder / f"part-{number:05d}.unfinished"
+                subject = Subject(network, threat.at(job.epsilon), settings, telling, unfinished)
                 frame, log = _verdicts(subject, chosen.take(rows).to(device), job, size)
                 frames.append(frame)
                 if folder is not None:
                     _keep_log(folder, number, log)
                     evidence.write_part(folder, frame, number)  # last: a part that is there is finished
+                    Journal(folder / f"part-{number:05d}.unfinished").close()
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=evidence.SCHEMA.names)
+
+
+def part_size(settings: Evaluation, attack: str) -> int:
+    """Say how many images make one part of the evidence: a batch, but on slots as many as keep them full."""
+    on_slots = attack in RANKING_ONLY and settings.engine == "fast"
+    return max(settings.batch_size, PART) if on_slots else settings.batch_size
 
 
 def jobs(settings: Evaluation, *, ranked: bool) -> Iterator[Job]:
@@ -176,11 +180,21 @@ def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd
             "forward": attacked.forward.cpu(),
             "backward": attacked.backward.cpu(),
             "seconds": (time.perf_counter() - begun) / len(x),
-            "engine": official.version() if job.attack == "autoattack" else "",
+            "engine": engine(subject, job.attack) if job.attack in RANKING_ONLY else "",
             "carried": False,
         }
     )
     return frame.head(len(images)), attacked.log
+
+
+def _within(tell: Tell, what: str, done: int, total: int) -> Tell:
+    """Tell of one part as a share of the whole, in hundredths of a part."""
+    tell(what, 100 * done, 100 * total)
+
+    def within(more: str, share: int, of: int) -> None:
+        tell(f"{what}: {more}", 100 * done + (100 * share // of if of else 0), 100 * total)
+
+    return within
 
 
 def _no_attack(network: nn.Module, x: Tensor) -> Attacked:

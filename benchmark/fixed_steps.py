@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -31,12 +32,16 @@ class Attacked(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is attacked, within what: a network in eval mode, a norm, and the settings of the protocol."""
+    """What is attacked, within what: a network in eval mode, a norm, and the settings of the protocol.
+
+    ``unfinished`` is the folder in which a long attack keeps what it has so far.
+    """
 
     network: nn.Module
     threat: ThreatModel
     settings: Evaluation
     tell: Tell | None = None
+    unfinished: Path | None = None
 
 
 class Pace(Protocol):

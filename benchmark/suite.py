@@ -84,6 +84,11 @@ class Evaluation:
         steps, step_size, restarts: of the two fixed-step attacks.
         seed: of all draws.
         row: the attack of the method's row of Table 1, where ``attacks`` names ``row``; for published recipes.
+        engine: of AutoAttack: ``fast``, ours, or ``official``, its authors' package.
+        precision: of the fast engine's search; every success is confirmed in float32.
+        slots: images in the fast engine's batch; None: 64 on a CPU, 512 on a GPU; ``auto``: by a short probe.
+        compile: the network, through ``torch.compile``, for the fast engine.
+        custom: the attacks of ``autoattack_custom``.
     """
 
     epsilons: list[float | str] = field(default_factory=lambda: ["8/255"])
@@ -98,6 +103,11 @@ class Evaluation:
     restarts: int = 1
     seed: int = 0
     row: RowAttack | None = None
+    engine: Literal["fast", "official"] = "fast"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    slots: int | Literal["auto"] | None = None
+    compile: bool = False
+    custom: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("epsilons", "ranked_at"):
@@ -113,6 +123,8 @@ class Evaluation:
         for name in ("batch_size", "restarts", "steps"):
             if getattr(self, name) < 1:
                 raise BadInput(f"evaluation.{name} is 1 or more, but found {getattr(self, name)}")
+        if isinstance(self.slots, int) and self.slots < 1:
+            raise BadInput(f"evaluation.slots is 1 or more, or auto, but found {self.slots}")
         if self.images is not None and self.images < 1:
             raise BadInput(f"evaluation.images is 1 or more, but found {self.images}")
         Pixels.read(self.step_size, "evaluation.step_size")

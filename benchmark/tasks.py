@@ -11,7 +11,7 @@ from torch import nn
 from benchmark.data import load
 from benchmark.devices import Devices
 from benchmark.errors import BadInput
-from benchmark.evaluation import Job, evaluate
+from benchmark.evaluation import Job, evaluate, part_size
 from benchmark.experiment import Experiment
 from benchmark.ranks import train_on_ranks
 from benchmark.results.evidence import card_path, evidence_folder, failure_path
@@ -164,10 +164,23 @@ def same_measurement(
         )
 
 
-_WAY = ("images", "batch_size", "steps", "step_size", "restarts", "seed", "row")
+_WAY = (
+    "images",
+    "batch_size",
+    "steps",
+    "step_size",
+    "restarts",
+    "seed",
+    "row",
+    "engine",
+    "precision",
+    "slots",
+    "compile",
+    "custom",
+)
 
 
-def expected_parts(settings: Evaluation, test_images: int) -> int:
+def expected_parts(settings: Evaluation, attack: str, test_images: int) -> int:
     """Count the part files that a finished job leaves."""
     images = min(test_images, settings.images or test_images)
-    return -(-images // min(settings.batch_size, images))
+    return -(-images // min(part_size(settings, attack), images))

@@ -1,0 +1,100 @@
+"""Attacks that spend thousands of passes on an image that holds: AutoAttack on either engine."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from attacks import autoattack as fast
+from attacks import official
+from attacks.autoattack import Version
+from attacks.tally import Progress
+from benchmark.errors import BadInput
+from benchmark.fixed_steps import Attacked, Subject
+from benchmark.journal import Journal
+
+PART = 1000  # images whose verdicts make one file: with fewer, slots would idle more often at the end
+
+
+def autoattack(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """AutoAttack standard."""
+    if subject.settings.engine == "official":
+        return _official(subject, x, y)
+    return _fast(subject, x, y, index, "standard")
+
+
+def autoattack_plus(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """AutoAttack plus: restarts, and the untargeted attacks beside the targeted."""
+    return _fast(subject, x, y, index, "plus")
+
+
+def autoattack_rand(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """AutoAttack rand, for networks that answer at random: gradients are averaged over 20 passes."""
+    return _fast(subject, x, y, index, "rand")
+
+
+def autoattack_custom(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """Attacks of AutoAttack that ``evaluation.custom`` names: such as for networks of two or three classes."""
+    return _fast(subject, x, y, index, "custom", subject.settings.custom)
+
+
+def engine(subject: Subject, attack: str) -> str:
+    """Name what runs ``attack``, for the evidence: engine, version, and what makes it other than strict."""
+    settings = subject.settings
+    if attack == "autoattack" and settings.engine == "official":
+        return official.version()
+    words = [fast.engine_version(), *([settings.precision] if settings.precision != "fp32" else [])]
+    return " ".join([*words, *(["compiled"] if settings.compile else [])])
+
+
+def _fast(
+    subject: Subject, x: Tensor, y: Tensor, index: Tensor, version: Version, attacks: Sequence[str] | None = None
+) -> Attacked:
+    settings, tell = subject.settings, subject.tell
+    if settings.engine == "official":
+        raise BadInput(f"the official engine runs AutoAttack standard alone, but found {version}: use engine fast")
+    journal = None if subject.unfinished is None else Journal(subject.unfinished)
+
+    def told(progress: Progress) -> None:
+        if tell is not None:
+            tell(sentence(progress), int(100 * progress.share), 100)
+
+    result = fast.autoattack(
+        subject.network,
+        x,
+        y,
+        subject.threat,
+        seed=settings.seed,
+        index=index,
+        version=version,
+        attacks=attacks,
+        slots=None if settings.slots == "auto" else settings.slots,
+        precision=settings.precision,
+        compiled=settings.compile,
+        finished=None if journal is None else journal.read(),
+        keep=None if journal is None else journal.keep,
+        progress=told,
+    )
+    return Attacked(result.adversarial, result.by, result.forward, result.backward, result.log)
+
+
+def sentence(progress: Progress) -> str:
+    """Say how an attack goes, in a line."""
+    return (
+        f"{progress.attack}: {progress.decided} of {progress.images} decided, {progress.robust} robust so far, "
+        f"{progress.passes_per_second:,.0f} passes/s"
+    )
+
+
+def _official(subject: Subject, x: Tensor, y: Tensor) -> Attacked:
+    """Run the authors' package, seeded per batch by the evaluation's seed."""
+    tell = subject.tell
+    result = official.autoattack(
+        subject.network,
+        x,
+        y,
+        subject.threat,
+        seed=subject.settings.seed,
+        batch_size=subject.settings.batch_size,
+        progress=None if tell is None else lambda stage, left: tell(f"{stage}: {left} of {len(x)} hold", 0, 0),
+    )
+    return Attacked(result.adversarial, result.by, result.forward, result.backward, result.log)
