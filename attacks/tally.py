@@ -94,7 +94,7 @@ class Tally:
         whole = sum(self._work.values())
         attacked = len(self.by) - self.by.count("clean")
         done = sum(whole if by else float(self._spent[row]) for row, by in enumerate(self.by) if by != "clean")
-        decided = len(self.by) - self.by.count("")
+        decided = sum(bool(by) or float(self._spent[row]) >= whole - 1 for row, by in enumerate(self.by))
         share = done / (whole * attacked) if attacked else 1.0
         return Progress(self._attack, len(self.by), decided, self.by.count(""), passes_per_second, min(share, 1.0))
 
@@ -130,7 +130,7 @@ class Tally:
             self._found[job.row] = outcome.picture
             self.by[job.row] = self._attack
         else:
-            phases = max(1, 1 + max(other.phase for other in self._jobs[-1:]))
+            phases = 1 + max(other.phase for other in self._jobs[-1:])
             self._spent[job.row] += self._work[self._attack] / phases
 
     def _hand_over(self) -> None:

@@ -201,7 +201,7 @@ def test_autoattack_leaves_no_more_than_pgd_and_names_what_fooled_each_image(dig
     assert held["autoattack"] <= held["pgd20"] + 1
     own = frame[frame.attack == "autoattack"].set_index("index")
     assert set(own.by[own.fooled]) <= {"clean", "apgd-ce", "apgd-t", "fab-t", "square"}
-    assert own.engine.str.startswith("official ").all()
+    assert own.engine.str.startswith("fast ").all()
     assert (frame[frame.attack != "autoattack"].engine == "").all()
     assert own.forward[~own.fooled].min() > 5000  # Square alone asks so often
     assert own.forward[own.by == "apgd-ce"].max() < 200
