@@ -115,7 +115,9 @@ def run(
     count = 0
     while True:
         free = [slot for slot in range(slots) if slot not in at_work]
-        taken, queue = _next(queue, len(free), fooled, {work.job.row for work in at_work.values()})
+        taken: list[Job] = []
+        if free and queue:
+            taken, queue = _next(queue, len(free), fooled, {work.job.row for work in at_work.values()})
         if taken:
             rows = torch.tensor([job.row for job in taken], device=x.device)
             names = [indices[job.row] for job in taken]

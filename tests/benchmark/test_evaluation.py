@@ -203,8 +203,56 @@ def test_autoattack_leaves_no_more_than_pgd_and_names_what_fooled_each_image(dig
     assert set(own.by[own.fooled]) <= {"clean", "apgd-ce", "apgd-t", "fab-t", "square"}
     assert own.engine.str.startswith("fast ").all()
     assert (frame[frame.attack != "autoattack"].engine == "").all()
-    assert own.forward[~own.fooled].min() > 5000  # Square alone asks so often
+    assert own.forward[~own.fooled].min() > 1 + 101 + 9 * 101 + 9 * 200  # and what Square asked
+    assert own.backward[~own.fooled].min() == own.backward[~own.fooled].max() == 101 + 9 * 101 + 9 * 100
     assert own.forward[own.by == "apgd-ce"].max() < 200
+
+
+class Killed(Exception):
+    pass
+
+
+def test_an_interrupted_autoattack_goes_on_where_it_was_and_gives_the_same_verdicts(
+    digits_network, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("attacks.tally.KEEP_EVERY", 0.0)
+    monkeypatch.setattr("attacks.tally.TELL_EVERY", 0.0)
+    network, images = digits_network
+    chosen = settings(0.15, attacks=("autoattack",), images=6, slots=4)
+    once = evaluate(network, images, ThreatModel(), chosen, place=lambda job: tmp_path / "once" / job.attack)
+    told = []
+
+    def tell(what, done, total):
+        told.append(what)
+        if "apgd-t" in what and len(told) > 400:
+            raise Killed
+
+    place = lambda job: tmp_path / "twice" / job.attack  # noqa: E731
+    with pytest.raises(Killed):
+        evaluate(network, images, ThreatModel(), chosen, place=place, tell=tell)
+    assert list((tmp_path / "twice" / "autoattack" / "part-00000.unfinished").iterdir())
+    assert "decided" in told[-1]
+    assert "robust so far" in told[-1]
+    assert "passes/s" in told[-1]
+    again = evaluate(network, images, ThreatModel(), chosen, place=place)
+    same = [name for name in once.columns if name != "seconds"]
+    pd.testing.assert_frame_equal(again[same], once[once.attack == "autoattack"][same].reset_index(drop=True))
+    assert [path.name for path in (tmp_path / "twice" / "autoattack").iterdir()] == ["part-00000.parquet"]
+
+
+def test_both_engines_agree_and_say_which_they_are(digits_network):
+    network, images = digits_network
+    both = [settings(0.15, attacks=("autoattack",), images=6, engine=engine) for engine in ("fast", "official")]
+    fast, official = (evaluate(network, images, ThreatModel(), one) for one in both)
+    assert fast.fooled.tolist() == official.fooled.tolist()
+    assert official.engine[official.attack == "autoattack"].str.startswith("official ").all()
+
+
+def test_the_official_engine_has_the_standard_version_alone(digits_network):
+    network, images = digits_network
+    chosen = settings(0.15, attacks=("autoattack_plus",), images=2, engine="official")
+    with pytest.raises(BadInput, match="the official engine runs AutoAttack standard alone, but found plus"):
+        evaluate(network, images, ThreatModel(), chosen)
 
 
 @pytest.mark.parametrize("members", [1, 3])

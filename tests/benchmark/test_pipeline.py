@@ -206,7 +206,7 @@ def test_only_what_is_missing_is_done_again(copied, atbench, capsys, undisturbed
     evidence = copied / "report" / "evidence"
     lost = [
         *evidence.glob("mart*/best/cw20@0.15/part-00001.parquet"),
-        *evidence.glob("mart*/last/autoattack@0.5/*-00001.parquet"),
+        *evidence.glob("mart*/last/autoattack@0.5/*-00000.parquet"),
     ]
     assert len(lost) == 2
     for path in lost:
