@@ -126,8 +126,11 @@ class APGDL1:
         logits, value, gradient = oracle.climb(state.point, lambda logits: self.loss(logits, state.y, state.target))
         last = state.stage == len(self.stages) - 1
         over = state.evaluations >= _of_stage(self.steps, state.stage)
+        fooled = last & (logits.argmax(1) != state.y)
         # A point may lie outside ball or range by its last bits, as in the authors' code; no picture does.
-        found = Found(tidied(state.point, state.x, self.threat), last & (logits.argmax(1) != state.y), last & over)
+        wanted = state.point.is_cuda or bool(fooled.any())  # on a GPU, asking would wait for the device
+        picture = tidied(state.point, state.x, self.threat) if wanted else state.point
+        found = Found(picture, fooled, last & over)
         return self._moved(*self._checked(state, value, gradient), over & ~last), found
 
     def _checked(self, state: APGDL1State, value: Tensor, gradient: Tensor) -> tuple[APGDL1State, Tensor, Tensor]:
@@ -141,7 +144,7 @@ class APGDL1:
         changed = torch.where(due, _changed(best, x), state.changed)
         back = (due & (changed / state.changed < FELL)).view_as(like)
         longest = per_image(self._radius(state.stage, x), x)
-        shortest = per_image(self._radius(state.stage, x, 1 / SHORTEST), x)
+        shortest = per_image(self._radius(state.stage, x, over=SHORTEST), x)
         shorter = torch.minimum(torch.maximum(like / SLOWER, shortest), longest)
         checked = state._replace(
             step_size=torch.where(back, longest, torch.where(due.view_as(like), shorter, like)),
@@ -173,8 +176,8 @@ class APGDL1:
             evaluations=torch.where(rises, 0, state.evaluations),
         )
 
-    def _radius(self, stage: Tensor, like: Tensor, part: float = 1.0) -> Tensor:
-        return _of_stage([factor * self.threat.epsilon * part for factor, _ in self.stages], stage, like.dtype)
+    def _radius(self, stage: Tensor, like: Tensor, over: float = 1.0) -> Tensor:
+        return _of_stage([factor * self.threat.epsilon / over for factor, _ in self.stages], stage, like.dtype)
 
 
 def _sparse_step(gradient: Tensor, share: Tensor, length: Tensor) -> Tensor:

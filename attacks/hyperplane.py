@@ -12,11 +12,13 @@ floating-point operations, because in eager PyTorch on CPU masks of booleans cos
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.threat import ThreatModel
 
 ROUNDS_UNSEEN = 16
+FLAT = 1e-8  # the authors' constant, for L2 and L1: it decides which pixels move where a hyperplane is out of reach
 
 
 def onto_hyperplane(
@@ -28,7 +30,7 @@ def onto_hyperplane(
 
     Args:
         points: :math:`t` inside the range, ``(..., n, d)``.
-        normal: :math:`w`, ``(n, d)``; where it is 0 nothing moves.
+        normal: :math:`w`, ``(n, d)``; where it is 0 (L2 and L1: at most 1e-8) nothing moves.
         gap: :math:`\langle w, t\rangle - b`, ``(..., n)``. Asked for in place of b, because a linearised function knows
             its value at a point but would find b as a difference of large numbers.
         rounds: of Newton's method, for Linf and L2. Default: until it ends; on a GPU, where the host would have to wait
@@ -38,6 +40,7 @@ def onto_hyperplane(
     Returns:
         Displacements like ``points``.
     """
+    normal = normal if threat.norm == "linf" else F.hardshrink(normal, FLAT)
     steep, size = normal.abs(), gap.abs()[..., None]
     against = -normal.sign() * gap.sign()[..., None]
     middle, half = (threat.high + threat.low) / 2, (threat.high - threat.low) / 2

@@ -92,7 +92,7 @@ def test_on_a_linear_network_whose_pixels_reach_the_range_it_spends_on_the_next_
 
 @pytest.mark.parametrize(("times", "falls"), [(1 - 1e-6, False), (1.05, True)])
 def test_on_a_linear_network_it_never_finds_what_is_not_there_and_five_percent_further_out_it_finds_it(times, falls):
-    network, x = linear(dtype=torch.float64), 0.4 + 0.2 * images(4, dtype=torch.float64)
+    network, x = linear(dtype=torch.float64), 0.4 + 0.2 * images(2, dtype=torch.float64)
     y = network(x).argmax(1)
     radii = network._radius(x, y, float("inf"))
     for row, radius in enumerate(radii.tolist()):

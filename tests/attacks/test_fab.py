@@ -164,17 +164,17 @@ def test_slopes_are_the_rows_of_the_jacobian():
     torch.testing.assert_close(slopes.flatten(2), network.weight.detach().expand(3, 4, 64))
 
 
-@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.3), ("l2", 1.5), ("l1", 10.0)])
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.35), ("l2", 1.4), ("l1", 30.0)])
 def test_verdicts_on_a_third_party_network_are_the_authors(norm, epsilon):
     network = small_cnn(classes=10, channels=1, size=28)
     network.load_state_dict(weights("trades_mnist_smallcnn.pt"))
     network.eval().requires_grad_(False)
-    x, y = (part[:64] for part in images_of("MNIST"))
-    with torch.no_grad():
-        right = network(x).argmax(1) == y
-    x, y = x[right], y[right]
+    x, y = (part[:32] for part in images_of("MNIST"))
     threat = ThreatModel(norm, epsilon)
-    found = smallest_distances(FAB(threat, noise, targeted=True), network, jobs_of(network, x, y))
-    theirs = official_distances(network, x, y, threat, target=0)
-    clear = (theirs - epsilon).abs() > 1e-4
+    # Later the last bits of logits decide where the search goes: theirs disagrees with itself if batches are cut anew.
+    found = smallest_distances(FAB(threat, noise, targeted=True, iterations=30), network, jobs_of(network, x, y))
+    theirs = official_distances(network, x, y, threat, iterations=30, target=0)
+    clear = (theirs - epsilon).abs() > 1e-4 * epsilon
+    assert 0 < (theirs <= epsilon).sum() < 32
     assert torch.equal((found <= epsilon)[clear], (theirs <= epsilon)[clear])
+    assert ((found - theirs).abs() <= 1e-4 * theirs)[theirs.isfinite()].float().mean() > 0.85

@@ -19,7 +19,7 @@ def problems(draw, ties=False):
     uniform = lambda *size: torch.rand(*size, generator=random, dtype=torch.float64)  # noqa: E731
     points = (uniform(shape) * (1 + 2 * draw(st.floats(0, 1))) - draw(st.floats(0, 1))).clamp(0, 1)
     normal = (uniform(shape) - 0.5) * uniform(shape) ** draw(st.integers(0, 3))
-    normal = torch.where(normal.abs() < 1e-3, 0, normal) * (uniform(shape) < draw(st.floats(0, 1)))
+    normal = torch.where(normal.abs() < 1e-3, normal * 1e-6, normal) * (uniform(shape) < draw(st.floats(0, 1)))
     if ties:
         normal = (normal * 8).round() / 8
     # From a gap of nothing to one that is beyond the corner, on either side of the hyperplane.
@@ -27,6 +27,10 @@ def problems(draw, ties=False):
     room = torch.where(normal * sign[:, None] > 0, points, 1 - points)
     gap = sign * (room * normal.abs()).sum(1) * (uniform(6) * 1.3 * draw(st.floats(0, 1)))
     return points.to(dtype), normal.to(dtype), gap.to(dtype)
+
+
+def flattened(normal, norm):
+    return normal if norm == "linf" else torch.where(normal.abs() > 1e-8, normal, 0)
 
 
 def reach(points, normal, gap):
@@ -47,6 +51,7 @@ def test_the_end_is_in_the_range_and_on_the_hyperplane_or_in_the_corner_next_to_
     way = onto_hyperplane(points, normal, gap, ThreatModel(norm))
     assert (points + way).min() >= -1e-6
     assert (points + way).max() <= 1 + 1e-6
+    normal = flattened(normal, norm)
     assert (way[normal == 0] == 0).all()
     left = (gap + (normal * way).sum(1)).abs()
     expected = (gap.abs() - reach(points, normal, gap)).clamp(min=0)
@@ -61,14 +66,13 @@ def test_the_way_is_as_short_as_the_authors(norm, problem):
     points, normal, gap = problem
     way = onto_hyperplane(points, normal, gap, ThreatModel(norm))
     theirs = getattr(projections, f"projection_{norm}")(points, normal, (normal * points).sum(1) - gap)
-    # Theirs may stop a hair short of a hyperplane that is all but out of reach; nobody moves less than needed for that.
-    reached = (gap + (normal * theirs).sum(1)).abs() <= tolerance(points.dtype)
-    inside = gap.abs() < 0.999 * reach(points, normal, gap)
+    most = reach(points, flattened(normal, norm), gap)
+    clear = (gap.abs() - most).abs() > 1e-3 * most  # on the edge of what can be reached, rounding decides
     ours, others = (torch.linalg.vector_norm(each, ORDER[norm], dim=1) for each in (way, theirs))
     loose = tolerance(points.dtype) * 100
-    torch.testing.assert_close(ours[inside & reached], others[inside & reached], rtol=loose, atol=loose)
+    torch.testing.assert_close(ours[clear], others[clear], rtol=loose, atol=loose)
     if norm != "l1" or len(normal[normal != 0].abs().unique()) == (normal != 0).sum():  # else there are several ways
-        torch.testing.assert_close(way[inside & reached], theirs[inside & reached].to(way), rtol=loose, atol=loose)
+        torch.testing.assert_close(way[clear], theirs[clear].to(way), rtol=loose, atol=loose)
 
 
 @pytest.mark.parametrize("norm", NORMS)

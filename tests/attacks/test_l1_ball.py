@@ -69,7 +69,10 @@ def test_it_is_the_nearest_point_as_bisection_finds_it(seed, shape, scale, radiu
     expected = by_bisection(moved, x, radius, low, high).view_as(x)
     torch.testing.assert_close(project(moved, x, threat), expected, rtol=0, atol=1e-12 * (1 + scale))
     single = project(moved.float(), x.float(), threat).double()
-    torch.testing.assert_close(single, expected, rtol=0, atol=1e-6 * (1 + scale))
+    # The sum of the moves is rounded, and one pixel may have to bear it.
+    torch.testing.assert_close(
+        single, expected, rtol=0, atol=1e-6 + 2e-7 * (moved - x).abs().flatten(1).sum(1).max().item()
+    )
 
 
 @settings(deadline=None, max_examples=100)
