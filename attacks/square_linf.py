@@ -25,6 +25,8 @@ from attacks.square_script import draws, places, window_sizes
 from attacks.threat import ThreatModel
 
 _LOOK_AHEAD = 32  # proposals of the script among which a slot looks for one whose outcome is not known
+_PATIENCE = 4  # steps that a slot's table of what is known may wait until more are due
+_NONE = -1  # no size: the table is out of date
 _LARGEST_TABLE = 2**16  # proposals of one size; where there are more, 5,000 queries hardly meet one twice
 
 
@@ -41,6 +43,7 @@ class LinfState(NamedTuple):
     known: Tensor  # (b, proposals): those that would be refused, of the size whose place among all is known_size
     known_size: Tensor
     unknown: Tensor  # how many proposals of that size are not known
+    waiting: Tensor  # for how many steps the table has been out of date
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,15 @@ class SquareLinf:
             query=torch.zeros_like(jobs.y),
             script=self._script(jobs, plan, stripes[:, :, 0, 0]),
             known=torch.zeros((len(x), proposals), dtype=torch.bool, device=x.device),
-            known_size=torch.full_like(jobs.y, -1),
+            known_size=torch.full_like(jobs.y, _NONE),
             unknown=torch.zeros_like(jobs.y),
+            waiting=torch.zeros_like(jobs.y),
         )
 
     def step(self, state: LinfState, oracle: Oracle) -> tuple[LinfState, Found]:
         """Evaluate each slot's proposal, keep it if the margin fell, and choose the next."""
         plan = self._plan(state.best)
-        size, end = plan.queries[state.query].unbind(1)
+        size = plan.queries[state.query, 0]
         number = state.script.gather(1, state.query[:, None]).long()
         pixels, signed = _window(state.best, plan, size, number)
         best = state.best.flatten(1)
@@ -89,21 +93,25 @@ class SquareLinf:
         )
         query = state.query + 1
         if self._skips(plan):
-            state.unknown.sub_(state.known.gather(1, number).logical_not_().squeeze(1).long())
-            state.known.scatter_(1, number, True)  # after an acceptance all of it is forgotten
-            # A slot whose size is new has a table of the size before, which says nothing.
-            exhausted = (state.unknown <= 0) & (size == state.known_size) & ~accepted
-            query = self._next_open(state, plan, torch.where(exhausted, end, query), accepted)
+            query = self._next_open(state, plan, number, accepted)
         state = state._replace(query=query.clamp(max=self.queries + 1))
         # After a claim that was not confirmed the search goes on from its point, and only a worse one is claimed again.
         return state, Found(state.best.clone(), accepted & wrong, state.query > self.queries)
 
-    def _next_open(self, state: LinfState, plan: "_Plan", query: Tensor, accepted: Tensor) -> Tensor:
-        """Choose from ``query`` on the first of the script that might be accepted, as far as one looks ahead."""
-        query = query.clamp(max=self.queries + 1)
+    def _next_open(self, state: LinfState, plan: "_Plan", number: Tensor, accepted: Tensor) -> Tensor:
+        """Choose the next query of the script that might be accepted, as far as one looks ahead."""
+        state.unknown.sub_(state.known.gather(1, number).logical_not_().squeeze(1).long())
+        state.known.scatter_(1, number, True)  # of a table that is out of date nothing is kept
+        state.known_size.masked_fill_(accepted, _NONE)
+        size, end = plan.queries[state.query].unbind(1)
+        exhausted = (state.unknown <= 0) & (size == state.known_size)
+        query = torch.where(exhausted, end, state.query + 1).clamp(max=self.queries + 1)
         size, end = plan.queries[query].unbind(1)
-        _renew(state, plan, accepted | (size != state.known_size), size)
+        old = size != state.known_size
+        state.waiting.add_(1).mul_(old)
+        _renew(state, plan, old, size)
         closed = state.known.gather(1, state.script.gather(1, query[:, None] + plan.ahead).long())
+        closed &= (size == state.known_size)[:, None]
         closed[:, -1] = False  # look no further
         return torch.minimum(query + closed.to(torch.uint8).argmin(1), end)
 
@@ -188,14 +196,18 @@ def _window(images: Tensor, plan: _Plan, size: Tensor, number: Tensor) -> tuple[
     return pixels.flatten(1), (pixels + high[:, :, None]).flatten(1)
 
 
-def _renew(state: LinfState, plan: _Plan, which: Tensor, size: Tensor) -> None:
-    """Forget what was refused in slots ``which`` ``(b,)``: there only the proposals that change nothing are known."""
+def _renew(state: LinfState, plan: _Plan, old: Tensor, size: Tensor) -> None:
+    """Bring the tables that are ``old`` ``(b,)`` up to date: only the proposals that change nothing are known.
+
+    Several at once cost little more than one, and a table that is out of date costs questions, but no verdict.
+    """
     if state.best.device.type != "cpu":  # to look which they are would wait for the device
         idle = _idle(state.best == state.ends[:, 1], plan, size)
-        state.known.copy_(torch.where(which[:, None], idle, state.known))
-        state.unknown.copy_(torch.where(which, idle.logical_not().sum(1), state.unknown))
-        state.known_size.copy_(torch.where(which, size, state.known_size))
-    elif len(rows := which.nonzero().flatten()):
+        state.known.copy_(torch.where(old[:, None], idle, state.known))
+        state.unknown.copy_(torch.where(old, idle.logical_not().sum(1), state.unknown))
+        state.known_size.copy_(size)
+    elif int(state.waiting.max()) >= _PATIENCE:
+        rows = old.nonzero().flatten()
         size = size[rows]
         idle = _idle(state.best[rows] == state.ends[rows, 1], plan, size)
         state.known.index_copy_(0, rows, idle)

@@ -151,7 +151,7 @@ def test_patterns_are_the_authors(norm, power, side):
     assert min((official - ours).abs().max(), (official - ours.T).abs().max()) < 1e-6
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     norm=st.sampled_from(NORMS),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)),
@@ -217,11 +217,11 @@ def test_a_picture_depends_neither_on_the_slots_nor_on_the_other_images(norm):
 
 @pytest.mark.parametrize(
     ("shape", "epsilon", "queries"),
-    [((1, 8, 8), 0.03, 2500), ((3, 8, 8), 0.02, 1500), ((1, 6, 9), 0.05, 1500), ((2, 2, 2), 0.01, 300)],
+    [((1, 8, 8), 0.03, 2000), ((3, 8, 8), 0.02, 600), ((1, 6, 9), 0.05, 1200), ((2, 2, 2), 0.01, 300)],
     ids=str,
 )
 def test_passing_over_what_is_known_changes_no_accepted_point(shape, epsilon, queries):
-    network, x = perceptron(shape, dtype=torch.float64), images(12, shape, torch.float64)
+    network, x = perceptron(shape, dtype=torch.float64), images(8, shape, torch.float64)
     paths, questions = {}, {}
     for skip in (True, False):
         attack = Square(ThreatModel("linf", epsilon), seed=0, queries=queries, skip_known=skip)
@@ -238,7 +238,7 @@ def test_passing_over_what_is_known_changes_no_accepted_point(shape, epsilon, qu
     for skipping, asking in zip(paths[True], paths[False], strict=True):
         assert [value for value, _ in skipping] == [value for value, _ in asking]
         assert all(torch.equal(one, other) for (_, one), (_, other) in zip(skipping, asking, strict=True))
-    assert sum(map(len, paths[True])) > 12
+    assert sum(map(len, paths[True])) > 8
     assert questions[True] < questions[False]
 
 
@@ -306,7 +306,7 @@ def digits():
         F.cross_entropy(network(x[:1000]), y[:1000]).backward()
         optimizer.step()
     network.eval().requires_grad_(False)
-    right = (network(x).argmax(1) == y).nonzero().flatten()[-200:]
+    right = (network(x).argmax(1) == y).nonzero().flatten()[-150:]
     return network, x[right], y[right]
 
 
@@ -315,11 +315,11 @@ def test_it_succeeds_as_often_as_the_authors_code(digits, norm, epsilon):
     network, x, y = digits
     names = {"linf": "Linf", "l2": "L2", "l1": "L1"}
     theirs, ours = [], []
-    for seed in range(3):
+    for seed in range(2):
         official = SquareAttack(network, norm=names[norm], eps=epsilon, n_queries=200, seed=seed, resc_schedule=False)
         theirs.append((network(official.perturb(x, y)).argmax(1) != y).float().mean().item())
         outcomes, _ = searched(Square(ThreatModel(norm, epsilon), seed, queries=200), network, x, y, slots=64)
         ours.append(sum(outcome.picture is not None for outcome in outcomes) / len(x))
-    assert 0.2 < sum(theirs) / 3 < 0.8
-    # Seeds differ by up to three points in either; their means, of three, by less than four.
-    assert sum(ours) / 3 == pytest.approx(sum(theirs) / 3, abs=0.04)
+    assert 0.2 < sum(theirs) / 2 < 0.8
+    # Seeds differ by up to five points in either; 150 images and two seeds leave a mean uncertain by about two.
+    assert sum(ours) / 2 == pytest.approx(sum(theirs) / 2, abs=0.05)
