@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.engine import Found, Jobs
-from attacks.l1_ball import project
+from attacks.l1_ball import correction, project
 from attacks.objectives import margin
 from attacks.oracle import Oracle
 from attacks.square_script import draws, places, window_sizes
@@ -49,6 +49,8 @@ class SquareMass:
     def begin(self, jobs: Jobs) -> MassState:
         """Start with tiles, and draw the whole script."""
         start = self._within(self._tiles(jobs), jobs.x)
+        if self.threat.norm == "l1":  # tiles weigh so much more than a small radius that rounding may leave the ball
+            start = project(start, jobs.x, self.threat)
         return MassState(
             y=jobs.y.clone(),
             x=jobs.x.contiguous(),
@@ -108,7 +110,8 @@ class SquareMass:
         """Spend all that ball and range allow along ``delta`` (L2), or project onto both (L1)."""
         threat = self.threat
         if threat.norm == "l1":
-            return project(x + delta, x, threat.at(threat.epsilon * (1 - 1e-6)))
+            radius = torch.full_like(x[:, 0, 0, 0], threat.epsilon * (1 - 1e-6))  # the authors'
+            return (x + delta + correction(x, delta, radius, threat)).clamp(threat.low, threat.high)
         length = per_image(torch.linalg.vector_norm(delta.flatten(1), dim=1), x)
         return (x + delta * (threat.epsilon / (length + _TINY))).clamp(threat.low, threat.high)
 

@@ -123,7 +123,8 @@ def test_from_the_same_draws_it_goes_where_the_authors_code_goes(norm, shape):
                 break
         with torch.no_grad():
             assert fooled == bool(network(theirs).argmax(1) != y)
-        torch.testing.assert_close(state.best, theirs, rtol=0, atol=2e-5)
+        # Rounding grows from query to query; another path would differ by whole windows, a hundred times as much.
+        torch.testing.assert_close(state.best, theirs, rtol=0, atol=1e-4)
     assert accepted > 15
 
 
