@@ -14,7 +14,7 @@ from attacks.objectives import margin
 from benchmark.data import Images
 from benchmark.errors import BadInput
 from benchmark.fixed_steps import Tell
-from benchmark.pictures import ask, needing, slack
+from benchmark.pictures import SLACK, ask, needing, slack
 from benchmark.rebuild import rebuild, weights_of
 from benchmark.results import evidence, pictures
 from benchmark.results.evidence import Part
@@ -149,7 +149,8 @@ def _answers(
     for row in torch.nonzero(said != now).flatten().tolist():
         where = place(*part[1:], int(frame["index"].iloc[row]))
         if near[row] and not foreign[row]:
-            account.boundary.append(f"{where}: {what} is {int(said[row])} or {int(now[row])}")
+            classes = f"{int(said[row])} or {int(now[row])}"
+            account.boundary.append(f"{where}: {what} is {classes}, their logits differ by less than {SLACK:g} of them")
         else:
             label = int(frame["label"].iloc[row])
             right = " (its label)" if now[row] == label else ""

@@ -45,17 +45,20 @@ class Account:
     def lines(self) -> list[str]:
         """Tell it, a line for each."""
         told = list(self.checked)
-        if self.networks:
-            clean = f"all {self.clean:,} clean predictions hold"
-            told.append(f"networks: {self.networks} with the weights that were measured; {clean}")
-        if self.pictures:
-            size = f"{self.picture_bytes / self.pictures:,.0f} bytes each"
-            told.append(f"pictures: all {self.pictures:,} lie in ball and pixel range and are misread as told; {size}")
-        if self.without_pictures:
-            many = f"{self.without_pictures:,} verdicts of fooled images"
-            self.unchecked.append(f"{many}: their pictures were not saved (--save-adversarial)")
         told += [f"on the boundary: {line}" for line in self.boundary]
         return told + [f"not checked: {line}" for line in self.unchecked]
+
+    def networks_hold(self) -> None:
+        """Add what was asked of networks to what was checked."""
+        clean = f"all {self.clean:,} clean predictions hold"
+        self.checked += [f"networks: {self.networks} with the weights that were measured; {clean}"]
+        if self.pictures:
+            size = f"{self.picture_bytes / self.pictures:,.0f} bytes each"
+            told = f"all {self.pictures:,} lie in ball and pixel range and are misread as told"
+            self.checked += [f"pictures: {told}; {size}"]
+        if self.without_pictures:
+            many = f"{self.without_pictures:,} verdicts of fooled images"
+            self.unchecked += [f"{many}: their pictures were not saved (--save-adversarial)"]
 
 
 def verify(report: Path, sources: Sources, *, tables_only: bool = False) -> int:
@@ -68,11 +71,13 @@ def verify(report: Path, sources: Sources, *, tables_only: bool = False) -> int:
         raise BadInput(f"expected a report folder, found nothing at {report}; run `atbench run SUITE` first")
     if not evidence.parts(report):
         raise BadInput(f"expected evidence, found no finished part under {report / 'evidence'}: only tables lie there")
-    with not_being_written(report):
-        account = Account()
-        findings = next(filter(None, map(list, _stages(report, sources, account, tables_only))), [])
-    for line in account.lines():
-        print(line)
+    account = Account()
+    try:
+        with not_being_written(report):
+            findings = next(filter(None, map(list, _stages(report, sources, account, tables_only))), [])
+    finally:  # also where something is not there: what was checked until then stays checked
+        for line in account.lines():
+            print(line)
     if not findings:
         print(f"all holds: {report}")
         return 0
@@ -93,8 +98,9 @@ def _stages(report: Path, sources: Sources, account: Account, tables_only: bool)
 
 def _files(report: Path, account: Account) -> Iterator[Finding]:
     if manifest.exists(report):
-        yield from manifest.altered(report)
-        account.checked.append(f"files: all have the SHA-256 that {manifest.NAME} records")
+        altered = list(manifest.altered(report))
+        account.checked += [] if altered else [f"files: all have the SHA-256 that {manifest.NAME} records"]
+        yield from altered
     elif any(report.glob("evidence/*/*/*/*.pictures.npz")):
         raise BadInput(
             f"there is no {report / manifest.NAME}, which tells whether a file was altered: take it from a copy, or "
@@ -109,16 +115,18 @@ def _tables(report: Path, account: Account) -> Iterator[Finding]:
     from benchmark.report.summary import summarise
 
     verdicts = evidence.read(report)
-    yield from contradictions(verdicts)
+    findings = list(contradictions(verdicts))
     expected = {name: text for name, text in tables(summarise(report)).items() if name.endswith(".csv")}
     there = [name for name in expected if (report / name).is_file()]
     for name in there:
-        yield from differences(report, name, expected[name])
+        findings += differences(report, name, expected[name])
         if others := other_columns(report, name, expected[name]):
             account.unchecked.append(f"{name}, {', '.join(others)}: the table is of another version of atbench")
     for name in expected.keys() - set(there):
         account.unchecked.append(f"{name}: it is not there")
-    account.checked.append(f"tables: {', '.join(there)} follow from {len(verdicts):,} verdicts")
+    if there and not findings:
+        account.checked.append(f"tables: {', '.join(there)} follow from {len(verdicts):,} verdicts")
+    yield from findings
 
 
 def _networks(report: Path, sources: Sources, account: Account) -> Iterator[Finding]:
@@ -132,4 +140,7 @@ def _networks(report: Path, sources: Sources, account: Account) -> Iterator[Find
         def tell(what: str, done: int, total: int) -> None:
             progress.update(line, description=what, completed=done, total=total)
 
-        yield from asked_again(report, cards, sources, account, tell)
+        findings = list(asked_again(report, cards, sources, account, tell))
+    if not findings:
+        account.networks_hold()
+    yield from findings

@@ -2,7 +2,8 @@
 
 ``manifest.json`` is written when the report is built, behind all other files. Evidence once recorded keeps its hash
 through later builds: tables may be made anew from a part that was altered, but not pass for those of the part that was
-measured. A batch that was deleted is forgotten, and recorded anew once it has been repeated.
+measured. A batch that was deleted is forgotten, and recorded anew once it has been repeated. A README.md is the
+reader's own and not recorded.
 """
 
 import json
@@ -15,6 +16,7 @@ from benchmark.results.finding import Finding
 from benchmark.storage import sha256, write_text
 
 NAME = "manifest.json"
+_NOT_RECORDED = {NAME, "README.md"}
 _BATCH = re.compile(r"(evidence/.+/part-\d{5,})\..+")  # verdicts, pictures and log of one batch
 
 
@@ -63,12 +65,12 @@ def altered(report: Path) -> Iterator[Finding]:
 
 
 def _present(report: Path) -> list[str]:
-    """List the files of a report, but for the manifest itself, hidden ones and leftovers of a kill."""
+    """List the files of a report; not those that are not recorded, nor hidden ones, as a kill leaves them."""
     paths = (path.relative_to(report) for path in report.rglob("*") if path.is_file())
     return sorted(
         path.as_posix()
         for path in paths
-        if path.as_posix() != NAME and not any(part.startswith(".") for part in path.parts)
+        if path.as_posix() not in _NOT_RECORDED and not any(part.startswith(".") for part in path.parts)
     )
 
 

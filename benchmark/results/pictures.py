@@ -2,7 +2,8 @@
 
 ``evidence/<experiment>/<checkpoint>/<attack>@<epsilon>/part-00000.pictures.npz`` stands beside the verdicts
 ``part-00000.parquet`` and holds one picture for each image that this attack fooled at this epsilon, so that every such
-verdict can be checked by itself; images that are misread as they stand need none. A picture is
+verdict can be checked by itself; images that are misread as they stand need none. The strongest picture of an image is
+that of the attack whose verdict has the largest margin. A picture is
 
     clamp(x + steps * step, 0, 1)  in float32,
 

@@ -16,31 +16,43 @@ _CLOSE = 1e-7  # relative; tables have ten digits, and another version of a libr
 
 def contradictions(verdicts: pd.DataFrame) -> Iterator[Finding]:
     """Yield each verdict that cannot be true whatever the network says; ``verdicts`` as ``evidence.read`` gives."""
-    seen = verdicts.astype({"by": "str", "attack": "str"})
-    misread = seen.clean_prediction != seen.label
+    misread = verdicts.clean_prediction != verdicts.label
     told = [
-        (seen.fooled != (seen.prediction != seen.label), "fooled where prediction and label differ, and only there"),
-        ((seen.by != "") != seen.fooled, "a name in `by` where the image is fooled, and only there"),
-        ((seen.by == "clean") != misread, "`by` clean where the clean image is misread, and only there"),
-        (misread & (seen.prediction != seen.clean_prediction), "the clean prediction where the clean image is misread"),
         (
-            (seen.attack == "clean") & (seen.prediction != seen.clean_prediction),
+            verdicts.fooled != (verdicts.prediction != verdicts.label),
+            "fooled where prediction and label differ, and only there",
+        ),
+        ((verdicts.by != "") != verdicts.fooled, "a name in `by` where the image is fooled, and only there"),
+        ((verdicts.by == "clean") != misread, "`by` clean where the clean image is misread, and only there"),
+        (
+            misread & (verdicts.prediction != verdicts.clean_prediction),
+            "the clean prediction where the clean image is misread",
+        ),
+        (
+            (verdicts.attack == "clean") & (verdicts.prediction != verdicts.clean_prediction),
             "the clean prediction where nothing attacks",
         ),
-        (~((seen.margin >= 0) | ~seen.fooled), "a margin of at least 0 where the image is fooled"),
-        (~((seen.margin <= 0) | seen.fooled), "a margin of at most 0 where the image holds"),
+        (~((verdicts.margin >= 0) | ~verdicts.fooled), "a margin of at least 0 where the image is fooled"),
+        (~((verdicts.margin <= 0) | verdicts.fooled), "a margin of at most 0 where the image holds"),
+        (_odd_labels(verdicts), "the label that the image has under other attacks"),
     ]
-    labels = seen.groupby(["experiment", "index"], observed=True).label.transform("nunique")
-    told.append((labels > 1, "one label per image under all attacks"))
-    wrong = [(row, expected) for mask, expected in told for row in seen.index[mask].tolist()]
+    wrong = [(row, expected) for mask, expected in told for row in verdicts.index[mask].tolist()]
     for row, expected in sorted(wrong, key=lambda one: one[0]):
-        line = seen.loc[row]
+        line = verdicts.loc[row]
         what = ", ".join(
             f"{name} {line[name]}" for name in ("label", "clean_prediction", "prediction", "fooled", "by", "margin")
         )
         yield Finding(
             place(line.experiment, line.checkpoint, line.attack, line.epsilon, int(line["index"])), expected, what
         )
+
+
+def _odd_labels(verdicts: pd.DataFrame) -> pd.Series:
+    """Tell where an image's label is not the one that most of the experiment's verdicts give it."""
+    images = verdicts.groupby(["experiment", "index"], observed=True).label
+    disputed = verdicts[images.transform("nunique") > 1]
+    usual = disputed.groupby(["experiment", "index"], observed=True).label.transform(lambda some: some.mode().iloc[0])
+    return (disputed.label != usual).reindex(verdicts.index, fill_value=False)
 
 
 def differences(report: Path, name: str, expected: str) -> Iterator[Finding]:
