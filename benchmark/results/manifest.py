@@ -65,12 +65,13 @@ def altered(report: Path) -> Iterator[Finding]:
 
 
 def _present(report: Path) -> list[str]:
-    """List the files of a report; not those that are not recorded, nor hidden ones, as a kill leaves them."""
+    """List the files of a report that are recorded: not hidden ones, nor what an unfinished attack has so far."""
     paths = (path.relative_to(report) for path in report.rglob("*") if path.is_file())
     return sorted(
         path.as_posix()
         for path in paths
-        if path.as_posix() not in _NOT_RECORDED and not any(part.startswith(".") for part in path.parts)
+        if path.as_posix() not in _NOT_RECORDED
+        and not any(part.startswith(".") or part.endswith(".unfinished") for part in path.parts)
     )
 
 

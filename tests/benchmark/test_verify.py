@@ -289,10 +289,14 @@ def test_the_folder_of_a_killed_run_is_told_from_an_altered_one(folder, atbench,
     part = jobs(folder) / "part-00001.parquet"
     hidden = part.rename(folder / "hidden")
     manifest.forget_missing(report)
+    journal = jobs(folder) / "part-00001.unfinished" / "000000.square.safetensors"
+    journal.parent.mkdir()
+    journal.write_bytes(b"what the attack has so far, and nobody rests on")
     hidden.rename(part)  # written, and then the run was killed
     assert atbench("verify", report) == 1
     assert "`atbench report` records what a kill left" in capsys.readouterr().err
     assert atbench("report", report) == 0
+    assert "unfinished" not in (report / manifest.NAME).read_text()
     assert atbench("verify", report) == 0
 
 
