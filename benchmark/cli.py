@@ -111,6 +111,7 @@ def _evaluate(chosen: Namespace) -> int:
         batch_size=_positive("--batch-size", chosen.batch_size),
         checkpoints=["last"],
         seed=chosen.seed,
+        save_adversarial=chosen.save_adversarial,
     )
     return own_model.evaluate_file(
         chosen.model,
@@ -130,6 +131,7 @@ def _changes(chosen: Namespace) -> dict[str, Any]:
     from benchmark.suite import read_change
 
     options = {"precision": chosen.precision, "sync_batchnorm": chosen.sync_batchnorm or None}
+    options["evaluation.save_adversarial"] = chosen.get("save_adversarial") or None  # nothing is attacked by train
     return {key: value for key, value in options.items() if value is not None} | dict(map(read_change, chosen.set))
 
 
@@ -143,6 +145,13 @@ def _report(chosen: Namespace) -> int:
         print(f"alarm: {sentence}", file=sys.stderr)
     print(chosen.folder / "index.html")
     return 0
+
+
+def _verify(chosen: Namespace) -> int:
+    from benchmark.verification import Sources, verify
+
+    sources = Sources(chosen.checkpoints, chosen.weights, chosen.code, chosen.data_root, chosen.download)
+    return verify(chosen.folder, sources, tables_only=chosen.tables)
 
 
 def _list(chosen: Namespace) -> int:
@@ -191,6 +200,7 @@ _COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
+    "verify": _verify,
     "list": _list,
     "show": _show,
     "speed": _speed,

@@ -18,6 +18,7 @@ from benchmark.experiment import Experiment, plan
 from benchmark.loggers import check as check_loggers
 from benchmark.names import check_names
 from benchmark.references import references, with_teachers
+from benchmark.results import manifest
 from benchmark.results.alarms import sentences
 from benchmark.results.cards import read_cards
 from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path, finished_parts
@@ -74,6 +75,7 @@ def run(
         return _help_to_train(experiments, suite, places)
     with locked(report):
         _keep_suite(report, suite)
+        manifest.forget_missing(report)
         tasks = [task for experiment in experiments for task in _unfinished(experiment, suite, places, tests)]
         console = Console(stderr=True)
         if not tasks:

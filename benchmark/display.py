@@ -17,20 +17,25 @@ from benchmark.runner import Outcome, Watcher
 from benchmark.tasks import Task
 
 
+def bars(console: Console) -> Progress:
+    """Make a display of progress that moves on a terminal and is silent elsewhere."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 class Display(Watcher):
     """A rich progress display; on a terminal it moves, in a log it leaves the printed lines alone."""
 
     def __init__(self, title: str, tasks: int, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self.progress = bars(self.console)
         self.lines: dict[Task, TaskID] = {}
         self.fractions: dict[Task, float] = {}
         self.finished, self.tasks = 0, tasks

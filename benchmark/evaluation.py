@@ -19,6 +19,7 @@ from attacks.modes import in_mode
 from attacks.objectives import margin
 from attacks.passes import Passes, counting, networks_in
 from attacks.threat import ThreatModel
+from benchmark import pictures
 from benchmark.data import Images
 from benchmark.fixed_steps import Attacked, Subject, Tell, cw20, pgd20, pgd20_any, row, with_shared_cost
 from benchmark.journal import Journal
@@ -88,7 +89,8 @@ def evaluate(
         ranked: whether this is the checkpoint that is ranked; AutoAttack runs on no other.
         attacks: only these, of ``settings.attacks`` and ``clean``.
         place: the folder for the verdicts of a job. Parts that lie there are not attacked again, new ones are written
-            as they are finished; without it everything stays in memory.
+            as they are finished, with their pictures where the settings save them; without it everything stays in
+            memory.
         tell: told (what, batches done, batches in all).
 
     Returns:
@@ -113,10 +115,14 @@ def evaluate(
                 telling = None if tell is None else _within(tell, f"{job.attack} at {job.epsilon:.4g}", done - 1, total)
                 unfinished = None if folder is None else folder / f"part-{number:05d}.unfinished"
                 subject = Subject(network, threat.at(job.epsilon), settings, telling, unfinished)
-                frame, log = _verdicts(subject, chosen.take(rows).to(device), job, size)
+                batch = chosen.take(rows).to(device)
+                frame, log, moved = _verdicts(subject, batch, job, size)
                 frames.append(frame)
                 if folder is not None:
                     _keep_log(folder, number, log)
+                    if settings.save_adversarial:
+                        part = evidence.part_path(folder, number)
+                        pictures.keep(part, network, batch, frame, moved, subject.threat, size)
                     evidence.write_part(folder, frame, number)  # last: a part that is there is finished
                     Journal(folder / f"part-{number:05d}.unfinished").close()
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=evidence.SCHEMA.names)
@@ -145,8 +151,11 @@ def jobs(settings: Evaluation, *, ranked: bool) -> Iterator[Job]:
             yield from (Job(attack, float(epsilon)) for epsilon in settings.ranked_at)
 
 
-def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd.DataFrame, list[str]]:
-    """Attack one batch, padded to ``size`` so that every batch has one shape: logits depend on it in the last bits."""
+def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd.DataFrame, list[str], Tensor]:
+    """Attack one batch, padded to ``size`` so that every batch has one shape: logits depend on it in the last bits.
+
+    Returns the verdicts, the attack's log, and what it made of the images.
+    """
     begun, network = time.perf_counter(), subject.network
     missing = 0 if job.attack in RANKING_ONLY else size - len(images)
     padded = images.take(torch.arange(len(images) + missing, device=images.labels.device) % len(images))
@@ -184,7 +193,7 @@ def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd
             "carried": False,
         }
     )
-    return frame.head(len(images)), attacked.log
+    return frame.head(len(images)), attacked.log, attacked.adversarial[: len(images)]
 
 
 def _within(tell: Tell, what: str, done: int, total: int) -> Tell:

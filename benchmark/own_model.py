@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import nn
 
 from attacks.checks import check_classifier, check_images
@@ -13,9 +13,11 @@ from attacks.passes import networks_in
 from attacks.threat import Norm, ThreatModel
 from benchmark import architectures, own_network, own_parts, user_code
 from benchmark.data import Description, Images, load
+from benchmark.display import bars
 from benchmark.errors import BadInput
 from benchmark.evaluation import Tell, evaluate, jobs
 from benchmark.experiment import description
+from benchmark.results import manifest
 from benchmark.results.evidence import card_path, escaped, evidence_folder
 from benchmark.storage import load_weights, locked, sha256, write_yaml
 from benchmark.suite import DataChoice, Evaluation
@@ -56,9 +58,10 @@ def evaluate_file(
     with locked(report):
         digest = sha256(weights)
         images = dataset if choice.code is None else f"{dataset} {choice.code.sha256[:12]}"
-        same_measurement(report, name, "last", settings, weights=digest, dataset=images, norm=norm)
-        _describe_run(report, name, model, network, dataset, norm, settings, digest)
-        with _progress(console) as progress:
+        same_measurement(report, name, "last", settings, weights=digest, dataset=images, norm=norm, path=weights)
+        _describe_run(report, name, model, network, choice, norm, settings, digest)
+        manifest.forget_missing(report)
+        with bars(console) as progress:
             evaluate(
                 network,
                 test,
@@ -124,9 +127,18 @@ def load_into(network: nn.Module, path: Path) -> None:
 
 
 def _describe_run(
-    report: Path, name: str, model: str, network: nn.Module, dataset: str, norm: Norm, settings: Evaluation, digest: str
+    report: Path,
+    name: str,
+    model: str,
+    network: nn.Module,
+    choice: DataChoice,
+    norm: Norm,
+    settings: Evaluation,
+    digest: str,
 ) -> None:
     """Write what a report needs to know: a suite of one model, and its card."""
+    own = {"network": user_code.find(model, "build") if is_reference(model) else None, "dataset": choice.code}
+    code = {part: asdict(found) for part, found in own.items() if found is not None}
     write_yaml(
         report / "suite.yaml",
         {
@@ -134,7 +146,7 @@ def _describe_run(
             "title": f"Evaluation of {name}",
             "note": "A model trained elsewhere; its training is not known to this report.",
             "track": "common",
-            "dataset": {"name": dataset},
+            "dataset": {"name": choice.name},
             "network": {"name": model},
             "threat": {"norm": norm, "epsilon": max(map(float, settings.ranked_at))},
             "methods": {name: {}},
@@ -155,8 +167,9 @@ def _describe_run(
             "broken": "",
             "seed": 0,
             "fold": 0,
-            "dataset": dataset,
+            "dataset": choice.name,
             "network": model,
+            **({"code": code} if code else {}),
             "members": len(networks_in(network)),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "weights": {"last": {"sha256": digest}},
@@ -175,15 +188,3 @@ def _teller(progress: Progress, name: str) -> Tell:
             progress.update(line, completed=done, total=total)
 
     return tell
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

@@ -94,6 +94,26 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def not_being_written(folder: Path) -> Iterator[None]:
+    """Keep other processes from locking ``folder`` while it is read; nothing is written.
+
+    Raises:
+        BadInput: when another process holds it.
+    """
+    try:
+        file = (folder / ".lock").open("rb")
+    except FileNotFoundError:
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(f"another atbench is writing to {folder}: wait for it") from None
+        yield
+
+
 def sha256(path: Path) -> str:
     """Hash a file."""
     with path.open("rb") as file:

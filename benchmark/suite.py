@@ -89,6 +89,7 @@ class Evaluation:
         slots: images in the fast engine's batch; None: 64 on a CPU, 512 on a GPU; ``auto``: by a short probe.
         compile: the network, through ``torch.compile``, for the fast engine.
         custom: the attacks of ``autoattack_custom``.
+        save_adversarial: keep the picture behind each verdict: :mod:`benchmark.results.pictures`.
     """
 
     epsilons: list[float | str] = field(default_factory=lambda: ["8/255"])
@@ -108,6 +109,7 @@ class Evaluation:
     slots: int | Literal["auto"] | None = None
     compile: bool = False
     custom: list[str] = field(default_factory=list)
+    save_adversarial: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epsilons", "ranked_at"):
@@ -178,7 +180,7 @@ class Suite:
         """Give the suite as values that YAML holds, every default written out but those of a user's own code."""
         values: dict[str, Any] = _plain(asdict(self))
         seldom = [(values["dataset"], "code"), (values["network"], "code"), (values, "own"), (values, "against")]
-        seldom.append((values["evaluation"], "row"))
+        seldom += [(values["evaluation"], "row"), (values["evaluation"], "save_adversarial")]
         for holder, key in seldom:
             if not holder[key]:
                 del holder[key]

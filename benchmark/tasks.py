@@ -1,5 +1,6 @@
 """The two kinds of work a suite consists of: train an experiment, attack what it trained. Each can run anywhere."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -74,7 +75,8 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
     experiment, card = task.experiment, read_yaml(folder / CARD)
     test = load(experiment.dataset.name, places.data_root, fold=experiment.fold, code=experiment.dataset.code).test
     for checkpoint in settings.checkpoints:
-        network = restore(experiment, folder / f"{checkpoint}.safetensors", card["weights"][checkpoint]["sha256"])
+        path = folder / f"{checkpoint}.safetensors"
+        network = restore(experiment, path, card["weights"][checkpoint]["sha256"])
         same_measurement(
             places.report,
             experiment.name,
@@ -83,6 +85,7 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
             weights=card["weights"][checkpoint]["sha256"],
             dataset=experiment.dataset.name,
             norm=experiment.threat.norm,
+            path=path,
         )
         evaluate(
             network,
@@ -142,28 +145,35 @@ def same_measurement(
     weights: str,
     dataset: str,
     norm: str,
+    path: Path,
 ) -> None:
     """Make sure that verdicts already there were measured on these weights and images in this way, and note it.
+
+    Args:
+        weights: SHA-256 of the file at ``path``, which may be moved: it is noted, as seen from the report, for
+            ``atbench verify``.
 
     Raises:
         BadInput: naming what differs. Verdicts of two ways of measuring are never mixed in one table.
     """
     way = {key: value for key, value in asdict(settings).items() if key in _WAY}
     way |= {"norm": norm, "dataset": dataset, "weights": weights}
-    path = evidence_folder(report, experiment, checkpoint, "clean", 0.0).parent / "measurement.yaml"
-    if not path.is_file():
-        write_yaml(path, way)
+    way |= {"save_adversarial": True} if settings.save_adversarial else {}  # left out otherwise, as ever
+    note = evidence_folder(report, experiment, checkpoint, "clean", 0.0).parent / MEASUREMENT
+    if not note.is_file():
+        write_yaml(note, {**way, "weights_file": os.path.relpath(path, report)})
         return
-    found = read_yaml(path)
-    differing = [key for key in way if found.get(key) != way[key]]
+    found = read_yaml(note)
+    differing = [key for key in {**way, "save_adversarial": None} if found.get(key) != way.get(key)]
     if differing:
         key = differing[0]
         raise BadInput(
-            f"{path.parent} holds verdicts measured with {key} {found.get(key)}, now it is {way[key]}: "
+            f"{note.parent} holds verdicts measured with {key} {found.get(key)}, now it is {way.get(key)}: "
             "choose another --output, or delete that folder"
         )
 
 
+MEASUREMENT = "measurement.yaml"
 _WAY = (
     "images",
     "batch_size",

@@ -11,6 +11,7 @@ _EXAMPLES = {
     "train": "atbench train trades --suite digits-common --seed 1",
     "evaluate": "atbench evaluate --model wrn.py:build --weights wrn.safetensors --dataset cifar10",
     "report": "atbench report reports/quickstart",
+    "verify": "atbench verify reports/quickstart",
     "list": "atbench list methods",
     "show": "atbench show trades",
     "speed": "atbench speed trades mart",
@@ -22,6 +23,7 @@ _SUMMARIES = {
     "train": "train one method",
     "evaluate": "attack a model you already have",
     "report": "make tables and figures anew",
+    "verify": "recheck a report from its evidence, weights and pictures",
     "list": "list methods, suites, datasets or architectures",
     "show": "show one method",
     "speed": "measure what training costs beside natural training",
@@ -54,6 +56,7 @@ def _run_words(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="in place of the suite's")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/SUITE)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
+    _add_pictures(parser)
     _add_common(parser)
 
 
@@ -92,12 +95,35 @@ def _evaluate_words(parser: ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
     add("--name", metavar="NAME", help="in the tables (default: that of the weights file)")
     add("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/evaluate-NAME)")
+    _add_pictures(parser)
     _add_data(parser)
 
 
 def _report_words(parser: ArgumentParser) -> None:
     """Make tables, figures and the page from the evidence in a folder; needs no GPU and no PyTorch."""
     parser.add_argument("folder", type=Path, help="such as reports/quickstart")
+
+
+def _verify_words(parser: ArgumentParser) -> None:
+    """Recheck a report: its files, its tables, and what its networks say to its pictures.
+
+    Every file has the SHA-256 that the manifest records, every table follows from the verdicts, and every network,
+    loaded anew and asked in float32, predicts what the verdicts say, on test images and on saved pictures, which lie
+    in ball and pixel range. Exit code 0: all holds. 1: the first thing that does not is named. 2: something needed is
+    not there. That an image was never fooled can only be attacked again. Python files of your own that the report
+    names are run, as in the evaluation, if they still are what they were.
+    """
+    parser.add_argument("folder", type=Path, help="such as reports/quickstart")
+    weights = "where trained weights lie (default: where they lay, or checkpoints)"
+    parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help=weights)
+    one = "the weights of the model that `atbench evaluate` attacked (default: where they lay)"
+    parser.add_argument("--weights", type=Path, metavar="FILE", help=one)
+    code = "where Python files of your own lie (default: where they lay)"
+    parser.add_argument("--code", type=Path, metavar="FOLDER", help=code)
+    parser.add_argument(
+        "--tables", action="store_true", help="files and tables alone; needs no weights and no data set"
+    )
+    _add_data(parser)
 
 
 def _list_words(parser: ArgumentParser) -> None:
@@ -149,6 +175,11 @@ def _add_common(parser: ArgumentParser) -> None:
     _add_data(parser)
 
 
+def _add_pictures(parser: ArgumentParser) -> None:
+    kept = "keep the picture behind each verdict, so that `atbench verify` can recheck it"
+    parser.add_argument("--save-adversarial", action="store_true", help=kept)
+
+
 def _add_data(parser: ArgumentParser) -> None:
     holds = "that holds the data sets as torchvision lays them out (default: $ATBENCH_DATA, or data)"
     parser.add_argument("--data-root", type=Path, metavar="FOLDER", help=holds)
@@ -160,6 +191,7 @@ _WORDS: dict[str, Callable[[ArgumentParser], None]] = {
     "train": _train_words,
     "evaluate": _evaluate_words,
     "report": _report_words,
+    "verify": _verify_words,
     "list": _list_words,
     "show": _show_words,
     "speed": _speed_words,

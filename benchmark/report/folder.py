@@ -11,6 +11,7 @@ from benchmark.report import figures, markup, table
 from benchmark.report.page import page
 from benchmark.report.published_figure import published_vs_measured
 from benchmark.report.summary import Summary, summarise
+from benchmark.results import manifest
 from benchmark.storage import write_bytes, write_text
 
 FIGURES: tuple[Callable[[Summary], Figure], ...] = (
@@ -25,6 +26,7 @@ FIGURES: tuple[Callable[[Summary], Figure], ...] = (
 def build(folder: Path) -> list[Path]:
     """Write leaderboard, tables, figures and ``index.html`` of the evidence in ``folder``; return their paths.
 
+    Last comes the manifest, with the SHA-256 of every file that is there: :mod:`benchmark.results.manifest`.
     Works on part of a suite too: what is not there is empty. Equal evidence gives equal bytes.
 
     Raises:
@@ -33,13 +35,13 @@ def build(folder: Path) -> list[Path]:
     folder = Path(folder)
     summary = summarise(folder)
     pictures = {draw.__name__: rendered(draw, summary) for draw in FIGURES}
-    written = [write_text(folder / name, text) for name, text in _texts(summary).items()]
+    written = [write_text(folder / name, text) for name, text in tables(summary).items()]
     for name, formats in pictures.items():
         written += [write_bytes(folder / "figures" / f"{name}.{kind}", content) for kind, content in formats.items()]
     beside = [path.relative_to(folder).as_posix() for path in written]
     embedded = {name: formats["png"] for name, formats in pictures.items()}
     written.append(write_text(folder / "index.html", page(summary, embedded, beside)))
-    return written
+    return [*written, manifest.write(folder)]
 
 
 def rendered(draw: Callable[[Summary], Figure], summary: Summary) -> dict[str, bytes]:
@@ -63,7 +65,8 @@ def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
     return buffer.getvalue()
 
 
-def _texts(summary: Summary) -> dict[str, str]:
+def tables(summary: Summary) -> dict[str, str]:
+    """Give the text of each table, by the name of its file: CSV for programs, Markdown and LaTeX for readers."""
     suite = summary.suite
     frames = {
         "leaderboard": summary.leaderboard,

@@ -7,6 +7,7 @@ figures and intervals are computed from these files alone.
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 import pandas as pd
@@ -68,6 +69,11 @@ def failure_path(report: Path, experiment: str) -> Path:
     return report / "failures" / f"{escaped(experiment)}.txt"
 
 
+def part_path(folder: Path, number: int) -> Path:
+    """Return where the verdicts of batch ``number`` stand in ``folder``."""
+    return folder / f"part-{number:05d}.parquet"
+
+
 def write_part(folder: Path, frame: pd.DataFrame, number: int) -> Path:
     """Write the verdicts of batch ``number`` into ``folder``: equal frames give equal bytes, a kill leaves no half.
 
@@ -76,7 +82,7 @@ def write_part(folder: Path, frame: pd.DataFrame, number: int) -> Path:
     Raises:
         BadInput: a column is missing or too many, or a value does not fit its type.
     """
-    path = folder / f"part-{number:05d}.parquet"
+    path = part_path(folder, number)
     _check_columns(list(frame.columns), path)
     try:
         table = pa.Table.from_pandas(frame[SCHEMA.names], schema=SCHEMA, preserve_index=False)
@@ -92,6 +98,30 @@ def finished_parts(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _PART.fullmatch(path.name))
+
+
+class Part(NamedTuple):
+    """Where a part file lies and what it is about."""
+
+    path: Path
+    experiment: str
+    checkpoint: str
+    attack: str
+    epsilon: float
+
+
+def parts(report: Path) -> list[Part]:
+    """List all part files under ``report``, those of a network together."""
+    return [
+        Part(path, experiment, checkpoint, attack, epsilon)
+        for folder, experiment, checkpoint, attack, epsilon in _attack_folders(report)
+        for path in finished_parts(folder)
+    ]
+
+
+def read_part(part: Part) -> pd.DataFrame:
+    """Read the verdicts of one batch, all columns of ``SCHEMA``; raises BadInput as :func:`read`."""
+    return _read_part(part.path, part.attack, part.epsilon, SCHEMA.names).to_pandas()
 
 
 def read(report: Path, columns: Sequence[str] | None = None, *, may_be_empty: bool = False) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from benchmark import architectures, data, suite
 from benchmark.storage import sha256
 from methods import catalogue
 
-COMMANDS = ("run", "train", "evaluate", "report", "list", "show", "speed")
+COMMANDS = ("run", "train", "evaluate", "report", "verify", "list", "show", "speed")
 SMALL = ["--set", "recipe.epochs=1", "dataset.train_images=64", "dataset.validation_images=20"]
 
 

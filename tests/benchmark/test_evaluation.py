@@ -385,7 +385,7 @@ def test_images_that_a_broken_gradient_made_do_not_count_as_fooled():
 
 def test_verdicts_of_two_ways_of_measuring_are_not_mixed_in_one_folder(tmp_path):
     chosen = settings(0.1)
-    about = {"weights": "abc", "dataset": "digits", "norm": "linf"}
+    about = {"weights": "abc", "dataset": "digits", "norm": "linf", "path": tmp_path / "last.safetensors"}
     same_measurement(tmp_path, "x", "last", chosen, **about)
     same_measurement(tmp_path, "x", "last", settings(0.1, 0.2, attacks=("pgd20",)), **about)  # more of the same
     same_measurement(tmp_path, "x", "best", settings(0.1, seed=1), **about)

@@ -33,6 +33,7 @@ from tests.benchmark.make_report import (
 
 NAMES = {
     *("leaderboard.csv", "leaderboard.md", "leaderboard.tex", "table1.csv", "table1.md", "table1.tex", "index.html"),
+    "manifest.json",
     *("accuracy.csv", "autoattack_stages.csv", "comparisons.csv", "costs.csv", "alarm.csv"),
     *(
         f"figures/{name}.{kind}"
