@@ -51,6 +51,23 @@ def full_precision(like: Tensor) -> AbstractContextManager[None]:
 
 
 @contextmanager
+def products(kind: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """Multiply float32 numbers whole, or as NVIDIA's short TF32, inside the block.
+
+    PyTorch rounds the factors of convolutions to TF32 unless it is told otherwise. Without effect on CPUs.
+    """
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined] # made at run time
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = kind
+        yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
+
+
+@contextmanager
 def without_parameter_gradients(network: nn.Module) -> Iterator[nn.Module]:
     """Keep parameters out of every graph inside the block; afterwards flags and stored gradients are as before."""
     found = [(parameter, parameter.requires_grad) for parameter in network.parameters()]

@@ -1,12 +1,12 @@
 """Ask a network, count what was asked, and confirm in full precision on the network as it was given."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from attacks.modes import products
 from attacks.passes import networks_in
 
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -55,7 +55,7 @@ class Oracle:
             self.forward += self.cost
             self.backward += self.cost
             asked = points.detach().requires_grad_()
-            with torch.enable_grad(), short_products(self.precision == "tf32"):
+            with torch.enable_grad(), products("tf32" if self.precision == "tf32" else "ieee"):
                 logits = self._ask(asked, self.precision)
                 values = objective(logits)
                 (slope,) = torch.autograd.grad(values.sum(), asked)
@@ -68,7 +68,7 @@ class Oracle:
         total: Tensor | None = None
         for _ in range(self.repeats):
             asked = points.detach().requires_grad_()
-            with torch.enable_grad(), short_products(self.precision == "tf32"):
+            with torch.enable_grad(), products("tf32" if self.precision == "tf32" else "ieee"):
                 logits = self._ask(asked, self.precision)
                 sums = logits.sum(0).unbind()  # images do not mix: one sum serves the whole batch
                 found = [torch.autograd.grad(each, asked, retain_graph=each is not sums[-1])[0] for each in sums]
@@ -81,25 +81,13 @@ class Oracle:
 
     def confirms(self, points: Tensor, y: Tensor) -> Tensor:
         """Tell which ``points`` the plain network misclassifies ``(b,)``, in full precision."""
-        with torch.no_grad(), short_products(False):
+        with torch.no_grad(), products("ieee"):
             return torch.as_tensor(self.plain(points.contiguous()).argmax(1) != y)
 
     def _ask(self, points: Tensor, precision: Precision) -> Tensor:
         with (
-            short_products(precision == "tf32"),
+            products("tf32" if precision == "tf32" else "ieee"),
             torch.autocast(points.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
         ):
             logits: Tensor = self.searched(points)
         return logits.to(points.dtype)
-
-
-@contextmanager
-def short_products(allowed: bool) -> Iterator[None]:
-    """Allow TF32 inside the block or not; PyTorch allows it in convolutions unless told otherwise."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32, cudnn.allow_tf32 = allowed, allowed
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.carlini_wagner import carlini_wagner_l2
-from attacks.checks import check_classifier, check_images
+from attacks.checks import check_classifier, check_images, check_logits
 from attacks.errors import BadInput
 from attacks.modes import in_mode
 from attacks.objectives import margin
@@ -161,31 +161,31 @@ def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd
     padded = images.take(torch.arange(len(images) + missing, device=images.labels.device) % len(images))
     x, y = padded.pixels(), padded.labels
     check_images(x, y, subject.threat.low, subject.threat.high)
-    check_classifier(network, x, y)
-    with torch.no_grad():
-        clean = network(x).argmax(1)
+    check_classifier(network, x[:size], y[:size])
+    logits = pictures.ask(network, x, size)
+    check_logits(logits, x, y)
+    clean = logits.argmax(1).to(x.device)
     attacked = _no_attack(network, x) if job.attack == "clean" else ATTACKS[job.attack](subject, x, y, padded.index)
     _check_moved(subject.threat, attacked.adversarial, x, job)
     # An image that is wrong as it stands is its own adversarial image, even if an attack moved it back to its class.
     wrong = clean != y
-    with torch.no_grad():
-        logits = network(torch.where(wrong[:, None, None, None], x, attacked.adversarial))
-    fooled = logits.argmax(1) != y
+    logits = pictures.ask(network, torch.where(wrong[:, None, None, None], x, attacked.adversarial), size)
+    fooled = logits.argmax(1) != y.cpu()
     frame = pd.DataFrame(
         {
             "index": padded.index.cpu(),
             "label": y.cpu(),
             "clean_prediction": clean.cpu(),
-            "prediction": logits.argmax(1).cpu(),
-            "fooled": fooled.cpu(),
+            "prediction": logits.argmax(1),
+            "fooled": fooled,
             "by": [
                 "clean" if misread else name if hit else ""
                 for name, misread, hit in zip(attacked.by, wrong.tolist(), fooled.tolist(), strict=True)
             ],
             "attack": job.attack,
             "epsilon": job.epsilon,
-            "margin": margin(logits, y).cpu(),
-            "confidence": logits.softmax(1).amax(1).cpu(),
+            "margin": margin(logits, y.cpu()),
+            "confidence": logits.softmax(1).amax(1),
             "forward": attacked.forward.cpu(),
             "backward": attacked.backward.cpu(),
             "seconds": (time.perf_counter() - begun) / len(x),

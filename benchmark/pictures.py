@@ -1,7 +1,5 @@
 """Save the adversarial picture behind each verdict of a batch, in the smallest form in which it still fools."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from attacks.modes import products
 from attacks.objectives import margin
 from attacks.threat import ThreatModel
 from benchmark.data import Images
@@ -76,22 +75,8 @@ def ask(network: nn.Module, x: Tensor, size: int) -> Tensor:
     """
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     answers = []
-    with torch.no_grad(), strict_float32():
+    with torch.no_grad(), products("ieee"):
         for batch in x.split(size):
             filled = batch[torch.arange(size, device=batch.device) % len(batch)]
             answers.append(network(filled.to(device))[: len(batch)].float().cpu())
     return torch.cat(answers)
-
-
-@contextmanager
-def strict_float32() -> Iterator[None]:
-    """Keep a GPU from rounding the factors of convolutions and products to TF32, which is its habit."""
-    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined] # made at run time
-    before = [kind.fp32_precision for kind in kinds]
-    try:
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
-        yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
