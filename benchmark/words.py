@@ -54,6 +54,7 @@ def _run_words(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="in place of the suite's")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/SUITE)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
+    _add_credibility(parser)
     _add_common(parser)
 
 
@@ -92,6 +93,7 @@ def _evaluate_words(parser: ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
     add("--name", metavar="NAME", help="in the tables (default: that of the weights file)")
     add("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/evaluate-NAME)")
+    _add_credibility(parser)
     _add_data(parser)
 
 
@@ -126,6 +128,13 @@ def _speed_words(parser: ArgumentParser) -> None:
     changed = "change settings of the suite, such as recipe.epochs=2"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changed)
     _add_data(parser)
+
+
+def _add_credibility(parser: ArgumentParser) -> None:
+    probes = (
+        "how thoroughly each network is probed for figures that are no robustness; full takes minutes (default: cheap)"
+    )
+    parser.add_argument("--credibility", choices=["cheap", "full"], default="cheap", help=probes)
 
 
 def _add_common(parser: ArgumentParser) -> None:

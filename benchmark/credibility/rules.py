@@ -178,8 +178,10 @@ SQUARE_STAGE = Rule(
 BEST = Rule(
     "best against last",
     "difference between the two checkpoints under the strongest attack that both faced",
-    (Bounds(0.05, None, "Rice et al. 2020, arXiv:2002.11569 (robust overfitting); threshold ours", CIFAR),)
-    + _pilots(0.05, None, "Rice et al. 2020, arXiv:2002.11569"),
+    (
+        Bounds(0.05, None, "Rice et al. 2020, arXiv:2002.11569 (robust overfitting); threshold ours", CIFAR),
+        *_pilots(0.05, None, "Rice et al. 2020, arXiv:2002.11569"),
+    ),
 )
 ALARM = Rule(
     "overfitting alarm",

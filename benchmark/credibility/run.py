@@ -42,6 +42,7 @@ CHEAP: tuple[tuple[Rule, Function], ...] = (
 )
 FULL: tuple[tuple[Rule, Function], ...] = ((rules.RESTARTS, steps.restarts),)
 ASK = "only with --credibility full"
+ALONE = "no other trained model in the report"  # until :func:`probe_transfer` says something else
 
 
 def probe(
@@ -78,8 +79,12 @@ def probe(
             if tell is not None:
                 tell(rule.name, done, len(todo))
             found.append(_guarded(rule, function, probed))
-    asked = () if probed.thorough else (*(rule for rule, _ in FULL), rules.TRANSFER)
-    return [*found, *(rule.absent(probed.setting, ASK) for rule in asked)], passes
+    if probed.thorough:
+        return [*found, rules.TRANSFER.absent(probed.setting, ALONE)], passes
+    return [
+        *found,
+        *(rule.absent(probed.setting, ASK) for rule in (*(rule for rule, _ in FULL), rules.TRANSFER)),
+    ], passes
 
 
 def probe_transfer(

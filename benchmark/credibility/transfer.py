@@ -17,7 +17,7 @@ def transfer(probed: Probed, others: Mapping[str, nn.Module]) -> Check:
     Where they fool it, its own gradients led the attack astray.
     """
     if not others:
-        return rules.TRANSFER.absent(probed.setting, "there is no other trained model in the report")
+        return rules.TRANSFER.absent(probed.setting, "no other trained model in the report")
     left = probed.holds(*probed.white_box)
     found, share = torch.zeros_like(left), {}
     for name, network in others.items():

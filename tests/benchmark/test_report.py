@@ -34,6 +34,7 @@ from tests.benchmark.make_report import (
 NAMES = {
     *("leaderboard.csv", "leaderboard.md", "leaderboard.tex", "table1.csv", "table1.md", "table1.tex", "index.html"),
     *("accuracy.csv", "autoattack_stages.csv", "comparisons.csv", "costs.csv", "alarm.csv"),
+    *("credibility.csv", "credibility.md"),
     *(
         f"figures/{name}.{kind}"
         for name in (
