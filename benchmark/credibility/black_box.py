@@ -1,15 +1,12 @@
 """Attacks that see no gradient: where they find what gradient attacks missed, the gradients mislead."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from attacks.autoattack import autoattack
 from benchmark.credibility import rules
 from benchmark.credibility.probed import Probed
 from benchmark.credibility.record import Check
-
-SquareAttack = Callable[[Probed, Tensor], Tensor]  # of the images that a mask (n,) names, to all images attacked
 
 
 def random_noise(probed: Probed) -> Check:
@@ -29,10 +26,20 @@ def random_noise(probed: Probed) -> Check:
     return rules.NOISE.measured(int(found.sum()) / len(left), probed.setting, images=len(left), note=note)
 
 
-def square(probed: Probed, attack: SquareAttack) -> Check:
+def square(probed: Probed) -> Check:
     """Compare Square's accuracy with that of the gradient attacks together, on the same images."""
     white = probed.holds(*probed.white_box)
-    black = probed.right & (probed.logits_of(attack(probed, probed.right)).argmax(1) == probed.y)
+    found = autoattack(
+        probed.network,
+        probed.x,
+        probed.y,
+        probed.threat,
+        seed=probed.seed,
+        version="custom",
+        attacks=["square"],
+        index=probed.index,
+    )
+    black = probed.right & (probed.logits_of(found.adversarial).argmax(1) == probed.y)
     both = [mask.float().mean().item() for mask in (white, black)]
     note = f"{100 * both[0]:.1f} % and {100 * both[1]:.1f} %; Square alone fools {int((white & ~black).sum())}"
     return rules.SQUARE.measured(max(both[0] - both[1], 0.0), probed.setting, images=len(white), note=note)

@@ -8,7 +8,7 @@ from benchmark.credibility.probed import Probed
 from benchmark.credibility.record import Check
 
 _ALONE = 8  # images that go through the network one by one
-_NEEDS = {"autoattack": 4}  # classes that an attack's definition needs: three wrong ones for the targeted DLR
+_NEEDS = {"autoattack": 4, "autoattack_plus": 4, "autoattack_rand": 3}  # classes: targeted DLR takes three wrong ones
 
 
 def eval_mode(probed: Probed) -> Check:

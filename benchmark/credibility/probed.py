@@ -25,7 +25,7 @@ class Climb:
         step: in units of the radius.
         scale: what the logits are multiplied by before the loss sees them.
         start: number of the random start that keys its draws; None for the image itself.
-        epsilon: in place of the threat's radius, in pixel units.
+        whole_range: whether a picture may become any other, whatever the threat.
     """
 
     steps: int = 20
@@ -33,7 +33,7 @@ class Climb:
     loss: Loss = "cross-entropy"
     scale: float = 1.0
     start: int | None = 0
-    epsilon: float | None = None
+    whole_range: bool = False
 
 
 PGD20 = Climb()
@@ -70,6 +70,11 @@ class Probed:
     def setting(self) -> Setting:
         """What thresholds have to be set for."""
         return Setting(self.dataset, self.threat.norm, self.threat.epsilon)
+
+    @property
+    def unbounded(self) -> ThreatModel:
+        """The whole pixel range as a ball; in Linf, because steps along few pixels at a time do not get far in it."""
+        return ThreatModel("linf", self.threat.high - self.threat.low, self.threat.low, self.threat.high)
 
     @torch.no_grad()
     def logits_of(self, x: Tensor) -> Tensor:
@@ -116,7 +121,7 @@ class Probed:
                 done for done in self._ends if done.steps < climb.steps and done == replace(climb, steps=done.steps)
             ]
             known = max(shorter, key=lambda done: done.steps, default=None)
-            threat = self.threat if climb.epsilon is None else self.threat.at(climb.epsilon)
+            threat = self.unbounded if climb.whole_range else self.threat
             start = self.started(climb.start, threat) if known is None else self._ends[known]
             steps = climb.steps if known is None else climb.steps - known.steps
             self._ends[climb] = torch.cat(

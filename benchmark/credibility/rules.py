@@ -144,6 +144,12 @@ TRANSFER = Rule(
     "share of images that pictures made for another model of the suite fool and its own PGD does not",
     _everywhere(0.01, 0.05, f"{_ATHALYE} and {_CARLINI}: transfer beats white-box; thresholds ours"),
 )
+SAVED = Rule(
+    "saved pictures",
+    "share of saved adversarial pictures outside ball or pixel range, or that the network reads rightly",
+    _everywhere(0, 0, f"{_CARLINI}: adversarial pictures are verified; none may be wrong"),
+    share=False,
+)
 
 # From the verdicts of the evaluation.
 FALLS = Rule(
@@ -196,7 +202,7 @@ RULES = {
         *(EVAL_MODE, REPEATABLE, ALONE_OR_TOGETHER, PROBABILITIES, ONE_CLASS, CLASSES),
         *(FINITE, ZERO_CE, ZERO_MARGIN, DIFFERENCES, SATURATION),
         *(SCALED, ONE_STEP, FGSM, CONVERGED, RESTARTS, STEP_SIZE, WHOLE_RANGE),
-        *(NOISE, SQUARE, TRANSFER),
+        *(NOISE, SQUARE, TRANSFER, SAVED),
         *(FALLS, UNION, MARGIN, GAP, SQUARE_STAGE, BEST, ALARM),
     )
 }

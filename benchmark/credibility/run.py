@@ -40,7 +40,10 @@ CHEAP: tuple[tuple[Rule, Function], ...] = (
     (rules.WHOLE_RANGE, steps.whole_range),
     (rules.NOISE, black_box.random_noise),
 )
-FULL: tuple[tuple[Rule, Function], ...] = ((rules.RESTARTS, steps.restarts),)
+FULL: tuple[tuple[Rule, Function], ...] = (
+    (rules.RESTARTS, steps.restarts),
+    (rules.SQUARE, black_box.square),
+)
 ASK = "only with --credibility full"
 ALONE = "no other trained model in the report"  # until :func:`probe_transfer` says something else
 
@@ -58,6 +61,8 @@ def probe(
     tell: Tell | None = None,
 ) -> tuple[list[Check], Passes]:
     """Put ``network`` to the checks of ``depth``; returns them and what they cost, in images through the network.
+
+    Square is not in the cost: its engine searches on a copy of the network.
 
     A check that the network makes fail is told as failed; the others go on. Its mode is as before afterwards.
 

@@ -49,10 +49,8 @@ def whole_range(probed: Probed) -> Check:
     """Let a picture become any other, under both losses: nothing but a constant network can stay right."""
     if probed.one_class:
         return rules.WHOLE_RANGE.absent(probed.setting, "the network gives one class to whatever it is shown")
-    span, pixels = probed.threat.high - probed.threat.low, probed.x[0].numel()
-    epsilon = span * {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[probed.threat.norm]
     steps = 100 if probed.thorough else 20
-    climbs = [replace(climb, epsilon=epsilon, steps=steps) for climb in (PGD20, MARGIN20)]
+    climbs = [replace(climb, whole_range=True, steps=steps) for climb in (PGD20, MARGIN20)]
     return rules.WHOLE_RANGE.measured(probed.accuracy(*climbs), probed.setting, images=len(probed.x))
 
 
