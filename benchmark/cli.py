@@ -75,6 +75,7 @@ def _run(chosen: Namespace) -> int:
         against=_names(chosen.against),
         dataset=chosen.dataset,
         network=chosen.network,
+        credibility=chosen.credibility,
     )
 
 
@@ -123,6 +124,7 @@ def _evaluate(chosen: Namespace) -> int:
         output=chosen.output,
         data_root=chosen.data_root,
         download=chosen.download,
+        credibility=chosen.credibility,
     )
 
 

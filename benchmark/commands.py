@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmark import own_parts, published
+from benchmark.credibility.run import Depth
+from benchmark.credibility.task import ProbeTask, transfers
 from benchmark.data import load as load_data
 from benchmark.devices import Devices
 from benchmark.display import Display
@@ -49,13 +51,15 @@ def run(
     dataset: str | None = None,
     network: str | None = None,
     loggers: tuple[str, ...] = (),
+    credibility: Depth = "cheap",
 ) -> int:
-    """Train and attack a suite's experiments, then make its report; returns the exit code.
+    """Train, attack and probe a suite's experiments, then make its report; returns the exit code.
 
     0: everything is there. 1: a method failed, the others went on. 2: the same, but a person's input was the reason.
 
     Args:
         own, against, dataset, network: see :mod:`benchmark.own_parts`.
+        credibility: how thoroughly each network is probed, see :mod:`benchmark.credibility.run`.
     """
     check_loggers(loggers)
     whole = _load(suite_name, changes, dataset, network)
@@ -76,12 +80,19 @@ def run(
     with locked(report):
         _keep_suite(report, suite)
         manifest.forget_missing(report)
-        tasks = [task for experiment in experiments for task in _unfinished(experiment, suite, places, tests)]
+        tasks = [
+            task for experiment in experiments for task in _unfinished(experiment, suite, places, tests, credibility)
+        ]
         console = Console(stderr=True)
         if not tasks:
             console.out(f"everything in {suite.name} is finished already", highlight=False)
+        at_once = processes or workers()
         with Display(suite.name, len(tasks), console) as display:
-            outcomes = run_tasks(tasks, places, suite.evaluation, processes=processes or workers(), watcher=display)
+            outcomes = run_tasks(tasks, places, suite.evaluation, processes=at_once, watcher=display)
+        if credibility == "full":  # everything is trained now that will be
+            pictures = transfers(experiments, places, suite.evaluation)
+            with Display(f"{suite.name}: transfer", len(pictures), console) as display:
+                outcomes |= run_tasks(pictures, places, suite.evaluation, processes=at_once, watcher=display)
         _keep_failures(outcomes, places)
         _report(report, console)
     return _exit_code(outcomes, console, report)
@@ -256,8 +267,10 @@ def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
     return None if before == now else key.removeprefix(".")
 
 
-def _unfinished(experiment: Experiment, suite: Suite, places: Places, tests: Mapping[int, int]) -> list[Task]:
-    """List what is left to do: the training, and each attack of which a part is missing."""
+def _unfinished(
+    experiment: Experiment, suite: Suite, places: Places, tests: Mapping[int, int], depth: Depth
+) -> list[Task]:
+    """List what is left to do: the training, each attack of which a part is missing, and the probes."""
     settings = suite.evaluation
     trained = (places.checkpoints / experiment.name / CARD).is_file()
     tasks = [] if trained and _card_is_kept(experiment, places) else [Task(experiment)]
@@ -273,7 +286,8 @@ def _unfinished(experiment: Experiment, suite: Suite, places: Places, tests: Map
     for attacks in (cheap, *([name] for name in dear)):  # a task of its own for each dear attack
         left = tuple(name for name in attacks if name in missing)
         tasks += [Task(experiment, left)] if left else []
-    return tasks
+    probes = ProbeTask(experiment, depth=depth)
+    return [*tasks, probes] if probes.is_left(places, settings) else tasks
 
 
 def _card_is_kept(experiment: Experiment, places: Places) -> bool:

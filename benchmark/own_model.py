@@ -12,6 +12,8 @@ from attacks.checks import check_classifier, check_images
 from attacks.passes import networks_in
 from attacks.threat import Norm, ThreatModel
 from benchmark import architectures, own_network, own_parts, user_code
+from benchmark.credibility.run import Depth
+from benchmark.credibility.task import keep_probes, way_of
 from benchmark.data import Description, Images, load
 from benchmark.display import bars
 from benchmark.errors import BadInput
@@ -37,8 +39,12 @@ def evaluate_file(
     output: Path | None,
     data_root: Path | None,
     download: bool,
+    credibility: Depth = "cheap",
 ) -> int:
-    """Attack the model of ``FILE:BUILDER`` with ``weights`` and make a report; returns the exit code.
+    """Attack and probe the model of ``FILE:BUILDER`` with ``weights`` and make a report; returns the exit code.
+
+    Args:
+        credibility: how thoroughly it is probed, see :mod:`benchmark.credibility.run`.
 
     Raises:
         BadInput: for a builder, weights, data set or network that does not fit, naming the file.
@@ -61,15 +67,19 @@ def evaluate_file(
         same_measurement(report, name, "last", settings, weights=digest, dataset=images, norm=norm, path=weights)
         _describe_run(report, name, model, network, choice, norm, settings, digest)
         manifest.forget_missing(report)
+        threat = ThreatModel(norm, max(map(float, settings.epsilons)))
         with bars(console) as progress:
+            tell = _teller(progress, name)
             evaluate(
                 network,
                 test,
-                ThreatModel(norm, max(map(float, settings.epsilons))),
+                threat,
                 settings,
                 place=lambda job: evidence_folder(report, name, "last", *job),
-                tell=_teller(progress, name),
+                tell=tell,
             )
+            way = way_of(settings, threat, dataset=images, weights=digest)
+            keep_probes(report, name, "last", lambda: network, test, threat, settings, way, credibility, tell)
         from benchmark.report import build as build_report
 
         build_report(report)

@@ -57,6 +57,7 @@ def _run_words(parser: ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/SUITE)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
     _add_pictures(parser)
+    _add_credibility(parser)
     _add_common(parser)
 
 
@@ -96,6 +97,7 @@ def _evaluate_words(parser: ArgumentParser) -> None:
     add("--name", metavar="NAME", help="in the tables (default: that of the weights file)")
     add("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/evaluate-NAME)")
     _add_pictures(parser)
+    _add_credibility(parser)
     _add_data(parser)
 
 
@@ -152,6 +154,13 @@ def _speed_words(parser: ArgumentParser) -> None:
     changed = "change settings of the suite, such as recipe.epochs=2"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changed)
     _add_data(parser)
+
+
+def _add_credibility(parser: ArgumentParser) -> None:
+    probes = (
+        "how thoroughly each network is probed for figures that are no robustness; full takes minutes (default: cheap)"
+    )
+    parser.add_argument("--credibility", choices=["cheap", "full"], default="cheap", help=probes)
 
 
 def _add_common(parser: ArgumentParser) -> None:

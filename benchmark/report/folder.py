@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmark.report import figures, markup, table
+from benchmark.report import credibility, figures, markup, table
 from benchmark.report.page import page
 from benchmark.report.published_figure import published_vs_measured
 from benchmark.report.summary import Summary, summarise
@@ -76,6 +76,7 @@ def tables(summary: Summary) -> dict[str, str]:
         "table1": summary.table1,
         "costs": summary.costs,
         "alarm": summary.alarm,
+        "credibility": summary.credibility,
     }
     if len(summary.recovered):  # of suites with semi-supervised methods
         frames["recovered"] = summary.recovered
@@ -87,4 +88,6 @@ def tables(summary: Summary) -> dict[str, str]:
     for name, (frame, title) in readable.items():
         found[f"{name}.md"] = markup.markdown(frame, title, suite.track, suite.note)
         found[f"{name}.tex"] = markup.latex(frame, title, suite.track, suite.note, f"tab:{name}")
+    known = {method: summary.named(method) for method in summary.methods}
+    found["credibility.md"] = credibility.markdown(summary.credibility, summary.leaderboard, known, suite)
     return found

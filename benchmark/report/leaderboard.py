@@ -18,7 +18,18 @@ ATTACKS = ["clean", "pgd20", "cw20", "row", "autoattack", WORST_CASE]
 STAGES = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]  # the order in which AutoAttack standard tries
 _MEASURED = [f"{attack}{end}" for attack in ATTACKS for end in ("", "_low", "_high")]
 LEADERBOARD = [
-    *("class", "rank_low", "rank_high", "method", "category", "network", "checkpoint", "epsilon", *_MEASURED),
+    *(
+        "class",
+        "rank_low",
+        "rank_high",
+        "method",
+        "credibility",
+        "category",
+        "network",
+        "checkpoint",
+        "epsilon",
+        *_MEASURED,
+    ),
     *("seeds", "images", "trials", "members", "parameters", "passes", "forward_passes", "backward_passes"),
     *("selection_passes", "seconds", "seconds_relative_to_natural", "device_hours"),
     *("peak_memory_mib", "memory_growth_mib", "engine", "catastrophic_overfitting", "alarm", "status", "status_note"),
@@ -49,7 +60,8 @@ def leaderboard(
     """Return one line per method, checkpoint and ranking epsilon, and one per failed experiment; columns LEADERBOARD.
 
     Accuracies are fractions, epsilons pixel units, passes per training image over the whole run. What was not measured
-    is NaN. Carried verdicts are for curves: an attack that holds any is left out here.
+    is NaN; ``benchmark.report.credibility`` fills in the marks. Carried verdicts are for curves: an attack that holds
+    any is left out here.
 
     Args:
         verdicts: as ``judged``, without failed experiments; ``runs`` ``per_network`` of them, ``figures`` ``pooled``.

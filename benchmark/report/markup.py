@@ -35,11 +35,15 @@ def csv(table: pd.DataFrame, suite_note: str, method_note: Callable[[str], str])
 
 def markdown(table: pd.DataFrame, title: str, track: str, note: str) -> str:
     """Return a Markdown page of strings: heading, track, the suite's warning, the table; no name breaks out of it."""
+    warning = f"> **{markdown_escaped(note)}**\n\n" if note else ""
+    return f"# {markdown_escaped(title)}\n\nTrack: {markdown_escaped(track)}\n\n{warning}{markdown_table(table)}\n"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a Markdown table of strings; no name breaks out of it."""
     cells = [[markdown_escaped(cell) for cell in row] for row in table.itertuples(index=False)]
     headings = [markdown_escaped(name) for name in table.columns]
-    body = tabulate(cells, headings, tablefmt="pipe", disable_numparse=True)
-    warning = f"> **{markdown_escaped(note)}**\n\n" if note else ""
-    return f"# {markdown_escaped(title)}\n\nTrack: {markdown_escaped(track)}\n\n{warning}{body}\n"
+    return tabulate(cells, headings, tablefmt="pipe", disable_numparse=True)
 
 
 def latex(table: pd.DataFrame, title: str, track: str, note: str, label: str) -> str:

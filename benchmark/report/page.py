@@ -9,7 +9,7 @@ import pandas as pd
 from itables import options as itables_options
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmark.report import table
+from benchmark.report import credibility, table
 from benchmark.report.style import epsilon_text
 from benchmark.report.summary import Summary, versions
 from benchmark.results.alarms import sentences
@@ -39,16 +39,19 @@ _FILTERED = {
     "alarm",
     "mark",
     "device",
+    "check",
+    "colour",
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what is read, the interval that follows it in small print, and what the cell is sorted by."""
+    """One cell: what is read, the interval that follows it in small print, what it is sorted by, a mark's colour."""
 
     text: str
     interval: str
     order: str
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
         stages=_html(table.readable_stages(summary), "stages") if len(summary.autoattack_stages) else None,
         alarms=sentences(summary.cards.contents),
         alarm=_html(table.readable_alarm(summary), "alarm") if len(summary.alarm) else None,
+        credibility=_html(
+            credibility.readable(summary.credibility, {name: summary.named(name) for name in summary.methods}),
+            "credibility",
+        ),
+        checks=_html(credibility.legend(summary.credibility), "checks"),
         costs=_html(table.readable_costs(summary), "costs"),
         accuracy=_html(table.readable_accuracy(summary), "accuracy"),
         figures=[(name, CAPTIONS[name], b64encode(pictures[name]).decode()) for name in CAPTIONS if name in pictures],
@@ -136,12 +144,17 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
 
 def _html(frame: pd.DataFrame, name: str) -> HtmlTable:
     headings = [str(heading) for heading in frame.columns]
-    rows = [[_cell(text) for text in row] for row in frame.itertuples(index=False)]
+    marks = [heading in ("credibility", "colour") for heading in headings]
+    rows = [
+        [_cell(text, mark=mark) for text, mark in zip(row, marks, strict=True)] for row in frame.itertuples(index=False)
+    ]
     filters = [place for place, heading in enumerate(headings) if heading in _FILTERED and frame[heading].nunique() > 1]
     return HtmlTable(name, headings, rows, filters)
 
 
-def _cell(text: str) -> Cell:
+def _cell(text: str, *, mark: bool = False) -> Cell:
+    if mark:
+        return Cell(text, "", text, text.partition(":")[0] if text.startswith(("red", "amber", "green")) else "")
     figure = re.fullmatch(r"([+-]?\d+\.\d) (\[[^\[\]]*\])", text)
     shown, interval = figure.groups() if figure else (text, "")
     return Cell(shown, interval, _order(text))

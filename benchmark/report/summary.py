@@ -9,6 +9,7 @@ import pandas as pd
 
 from benchmark.errors import BadInput
 from benchmark.report.costs import costs
+from benchmark.report.credibility import credibility, marked
 from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderboard
 from benchmark.report.measure import judged, per_network, pooled
 from benchmark.report.recovered import recovered
@@ -16,6 +17,7 @@ from benchmark.report.survey_table import survey_table
 from benchmark.results import alarms, evidence
 from benchmark.results.cards import Cards, Suite, read_cards, read_suite
 from benchmark.results.method_warnings import named
+from benchmark.results.probes import read_probes
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Summary:
     costs: pd.DataFrame
     alarm: pd.DataFrame  # held-out accuracies of single-step methods: see ``benchmark.results.alarms.epochs``
     recovered: pd.DataFrame
+    credibility: pd.DataFrame  # one line per trained network, checkpoint and check
 
     @cached_property
     def methods(self) -> list[str]:
@@ -88,7 +91,9 @@ def summarise(folder: Path) -> Summary:
     verdicts = judged(found, cards.table)
     counted = verdicts[verdicts.status != "failed"]
     figures = pooled(counted)
-    board = leaderboard(suite, cards, counted, per_network(counted), figures)
+    networks, stages = per_network(counted), autoattack_stages(found, cards.table)
+    checks = credibility(suite, cards, networks, stages, read_probes(folder))
+    board = marked(leaderboard(suite, cards, counted, networks, figures), checks)
     return Summary(
         suite=suite,
         cards=cards,
@@ -96,12 +101,13 @@ def summarise(folder: Path) -> Summary:
         figures=figures,
         leaderboard=board,
         accuracy=per_network(verdicts),  # of failed experiments too: what was judged stays judged
-        autoattack_stages=autoattack_stages(found, cards.table),
+        autoattack_stages=stages,
         comparisons=comparisons(suite, board, counted, suite.against),
         table1=survey_table(suite, cards, board),
         costs=costs(cards.table),
         alarm=alarms.epochs(cards.contents),
         recovered=recovered(suite, cards, counted),
+        credibility=checks,
     )
 
 

@@ -33,6 +33,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "class": lambda line: line["class"],
             "rank": lambda line: _range(line["rank_low"], line["rank_high"]),
             "method": lambda line: summary.named(line["method"]),
+            "credibility": lambda line: line["credibility"],
             "status": lambda line: line["status"],
             "checkpoint": lambda line: line["checkpoint"],
             "epsilon": lambda line: "" if _absent(line["epsilon"]) else epsilon_text(line["epsilon"]),

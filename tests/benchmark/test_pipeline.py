@@ -120,6 +120,7 @@ def test_a_reduced_quickstart_leaves_tables_of_all_methods_attacks_and_radii(und
     board = pd.read_csv(undisturbed / "report" / "leaderboard.csv")
     assert set(board.method) == set(suite.load("quickstart").methods)
     assert set(board.status) == {"done"}
+    assert not board.credibility.str.contains("not probed").any()  # the best checkpoints neither
     passes = board[board.checkpoint == "last"].set_index("method").forward_passes.to_dict()
     assert 3 < passes.pop("fat") <= 9  # as many as the images need
     assert passes == {

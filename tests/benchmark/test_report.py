@@ -35,6 +35,7 @@ NAMES = {
     *("leaderboard.csv", "leaderboard.md", "leaderboard.tex", "table1.csv", "table1.md", "table1.tex", "index.html"),
     "manifest.json",
     *("accuracy.csv", "autoattack_stages.csv", "comparisons.csv", "costs.csv", "alarm.csv"),
+    *("credibility.csv", "credibility.md"),
     *(
         f"figures/{name}.{kind}"
         for name in (
