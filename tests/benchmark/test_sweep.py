@@ -16,7 +16,8 @@ from benchmark.evaluation import ATTACKS, Job, evaluate, jobs
 from benchmark.experiment import plan
 from benchmark.fixed_steps import Attacked
 from benchmark.journal import Journal
-from benchmark.results import evidence
+from benchmark.results import evidence, pictures
+from benchmark.results.carried import unfounded
 from benchmark.suite import Evaluation
 from benchmark.tasks import Places, expected_parts
 from tests.benchmark.make_report import verdicts as made_up
@@ -229,9 +230,10 @@ def test_a_suite_knows_what_is_left_of_a_sweep(tmp_path, monkeypatch):
     (places.checkpoints / experiment.name).mkdir(parents=True)
     (places.checkpoints / experiment.name / commands.CARD).write_text("status: done")
     monkeypatch.setattr(commands, "_card_is_kept", lambda *_: True)
+    monkeypatch.setattr(commands.ProbeTask, "is_left", lambda *_: False)
 
     def left():
-        return [task.attacks for task in commands._unfinished(experiment, chosen, places, {0: 400})]
+        return [task.attacks for task in commands._unfinished(experiment, chosen, places, {0: 400}, "cheap")]
 
     def finish(checkpoint, attack, epsilon, **columns):
         folder = evidence.evidence_folder(places.report, experiment.name, checkpoint, attack, epsilon)
@@ -263,3 +265,53 @@ def test_the_command_line_has_a_word_for_it(capsys):
     with pytest.raises(SystemExit):
         cli._parser().parse_args(["run", "quickstart", "--sweep", "ascending"])
     assert "strict" in capsys.readouterr().err
+
+
+def test_pictures_are_kept_of_who_was_attacked_and_fooled_and_of_nobody_else(attack, tmp_path):
+    chosen = settings("descending", save_adversarial=True)
+    evaluate(linear(), grey_images(), ThreatModel(), chosen, place=place_in(tmp_path))
+    kept = 0
+    for part in evidence.parts(tmp_path):
+        frame = evidence.read_part(part)
+        needed = frame[frame.fooled & (frame.by == "scripted") & ~frame.carried]
+        path = pictures.beside(part.path)
+        assert path.exists() == bool(len(needed))
+        if path.exists():
+            assert pictures.read(path, len(frame), (1, 8, 8)).index.tolist() == needed["index"].tolist()
+        kept += len(needed)
+    assert kept > 50
+
+
+def recorded(folder, how="descending"):
+    swept(how, place=place_in(folder))
+    return evidence.read(folder)
+
+
+def test_carried_verdicts_that_follow_are_found_to_follow(attack, tmp_path):
+    assert not list(unfounded(recorded(tmp_path)))
+    attack.blind = {(0.04, index) for index in range(1000, 1050, 3)}
+    assert not list(unfounded(recorded(tmp_path / "unlike")))
+    assert not list(unfounded(recorded(tmp_path / "strict", "strict")))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("margin", 9.0), ("prediction", 11), ("by", "square"), ("engine", "another"), ("label", 12), ("confidence", 0.1)],
+)
+def test_a_carried_verdict_that_is_not_the_one_it_comes_from_is_named(attack, tmp_path, column, value):
+    frame = recorded(tmp_path)
+    frame = frame.astype({"by": "str", "engine": "str", "attack": "str"})
+    row = frame.index[frame.carried & frame.fooled][3]
+    frame.loc[row, column] = value
+    (found,) = unfounded(frame)
+    assert f"autoattack at {frame.epsilon[row]:g}, image {frame['index'][row]}: expected a carried verdict" in str(
+        found
+    )
+
+
+def test_a_carried_verdict_whose_source_is_on_the_wrong_side_is_named(attack, tmp_path):
+    frame = recorded(tmp_path)
+    for fooled in (True, False):
+        row = frame.index[frame.carried & (frame.fooled == fooled)][0]
+        moved = frame.assign(epsilon=frame.epsilon.where(frame.index != row, 0.001 if fooled else 0.9))
+        assert ("a smaller or equal" if fooled else "a larger") in str(next(iter(unfounded(moved))))
