@@ -34,7 +34,7 @@ _RAND_REPEATS = 20  # forward passes over which a gradient is averaged
 NAMES = tuple(_CUSTOM)
 _WORK = {"apgd-ce": 250, "apgd-dlr": 250, "apgd-t": 250, "fab": 1500, "fab-t": 350, "square": 5000}
 _LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # with fewer the loss is not defined
-_LOSSES: dict[str, Loss] = {
+LOSSES: dict[str, Loss] = {
     "apgd-ce": lambda logits, y, target: F.cross_entropy(logits, y, reduction="none"),
     "apgd-dlr": lambda logits, y, target: dlr_with(y)(logits),
     "apgd-t": lambda logits, y, target: targeted_dlr_with(y, target)(logits),
@@ -122,8 +122,8 @@ def _attack(name: str, threat: ThreatModel, seed: int, *, from_afar: bool) -> At
     targeted = name == "apgd-t"
     if threat.norm == "l1":
         stages = STAGES if from_afar else ((1.0, 1.0),)
-        return APGDL1(threat, _LOSSES[name], start, targeted=targeted, stages=stages)
-    return APGD(threat, _LOSSES[name], start, targeted=targeted)
+        return APGDL1(threat, LOSSES[name], start, targeted=targeted, stages=stages)
+    return APGD(threat, LOSSES[name], start, targeted=targeted)
 
 
 def _check_classes(names: dict[str, int], classes: int) -> None:

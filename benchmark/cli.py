@@ -113,6 +113,7 @@ def _evaluate(chosen: Namespace) -> int:
         checkpoints=["last"],
         seed=chosen.seed,
         save_adversarial=chosen.save_adversarial,
+        sweep=chosen.sweep or "none",
     )
     return own_model.evaluate_file(
         chosen.model,
@@ -134,6 +135,7 @@ def _changes(chosen: Namespace) -> dict[str, Any]:
 
     options = {"precision": chosen.precision, "sync_batchnorm": chosen.sync_batchnorm or None}
     options["evaluation.save_adversarial"] = chosen.get("save_adversarial") or None  # nothing is attacked by train
+    options["evaluation.sweep"] = chosen.get("sweep")
     return {key: value for key, value in options.items() if value is not None} | dict(map(read_change, chosen.set))
 
 

@@ -15,7 +15,7 @@ from benchmark.data import load as load_data
 from benchmark.devices import Devices
 from benchmark.display import Display
 from benchmark.errors import BadInput
-from benchmark.evaluation import RANKING_ONLY, jobs
+from benchmark.evaluation import jobs
 from benchmark.experiment import Experiment, plan
 from benchmark.loggers import check as check_loggers
 from benchmark.names import check_names
@@ -23,12 +23,13 @@ from benchmark.references import references, with_teachers
 from benchmark.results import manifest
 from benchmark.results.alarms import sentences
 from benchmark.results.cards import read_cards
-from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path, finished_parts
+from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path
 from benchmark.results.rows import method_of
 from benchmark.runner import Outcome, workers
 from benchmark.runner import run as run_tasks
 from benchmark.storage import locked, read_yaml, write_text, write_yaml
 from benchmark.suite import Suite, load
+from benchmark.sweep import RANKING_ONLY, finished_parts
 from benchmark.tasks import Places, Task, expected_parts
 from benchmark.training import CARD, failed_card
 from benchmark.user_code import shown
@@ -252,7 +253,7 @@ def _mended(before: dict[str, str] | None, now: dict[str, str] | None) -> bool:
 
 def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
     """Name the first setting in which two suites differ; adding methods, seeds and folds is no difference."""
-    if key in (".seeds", ".dataset.folds", ".title", ".note", ".against"):
+    if key in (".seeds", ".dataset.folds", ".title", ".note", ".against", ".evaluation.sweep"):
         return None
     if key == ".own":  # left out where there is none
         before, now = before or {}, now or {}
@@ -277,7 +278,8 @@ def _unfinished(
     missing: set[str] = set()
     for checkpoint in settings.checkpoints:
         for job in jobs(settings, ranked=checkpoint == settings.ranked_checkpoint):
-            parts = finished_parts(evidence_folder(places.report, experiment.name, checkpoint, *job))
+            folder = evidence_folder(places.report, experiment.name, checkpoint, *job)
+            parts = finished_parts(folder, settings, job)
             # Verdicts without the weights they were measured on are looked at again by a task, which knows the weights.
             if not trained or len(parts) < expected_parts(settings, job.attack, tests[experiment.fold]):
                 missing.add(job.attack)

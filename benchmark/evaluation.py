@@ -6,7 +6,6 @@ Every attack leaves one verdict per test image. An image that is misclassified a
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -32,15 +31,10 @@ from benchmark.strong_attacks import (
     autoattack_plus,
     autoattack_rand,
     engine,
+    quick,
 )
 from benchmark.suite import Evaluation
-
-
-class Job(NamedTuple):
-    """One attack at one radius; ``clean`` at radius 0 is no attack at all."""
-
-    attack: str
-    epsilon: float
+from benchmark.sweep import RANKING_ONLY, Job, Known, finished_parts, joined, journal_name, radii
 
 
 def cw_l2(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
@@ -64,9 +58,9 @@ ATTACKS: dict[str, Callable[[Subject, Tensor, Tensor, Tensor], Attacked]] = {
     "autoattack_plus": autoattack_plus,
     "autoattack_rand": autoattack_rand,
     "autoattack_custom": autoattack_custom,
+    "quick": quick,
 }
-# Too dear for every radius and checkpoint: the ranked ones only.
-RANKING_ONLY = ("autoattack", "autoattack_plus", "autoattack_rand", "autoattack_custom")
+ON_SLOTS = (*RANKING_ONLY, "quick")  # they fill their batches themselves, from as many images as they are given
 
 
 def evaluate(
@@ -104,41 +98,56 @@ def evaluate(
     size = min(settings.batch_size, len(chosen))
     batches = {job: torch.arange(len(chosen)).split(part_size(settings, job.attack)) for job in todo}
     frames, done, total = [], 0, sum(map(len, batches.values()))
+    known = Known(settings, todo, place)
     with in_mode(network, "eval"):
         for job in todo:
             folder = None if place is None else place(job)
-            finished = {} if folder is None else {path.name: path for path in evidence.finished_parts(folder)}
+            finished = set() if folder is None else {path.name for path in finished_parts(folder, settings, job)}
             for number, rows in enumerate(batches[job]):
                 done += 1
                 if f"part-{number:05d}.parquet" in finished:
                     continue
                 telling = None if tell is None else _within(tell, f"{job.attack} at {job.epsilon:.4g}", done - 1, total)
-                unfinished = None if folder is None else folder / f"part-{number:05d}.unfinished"
+                batch, carried = chosen.take(rows), known.carried(job, number)
+                left = (batch if carried.empty else _without(batch, set(carried["index"]))).to(device)
+                name = journal_name(number, left.index.tolist(), whole=carried.empty)
+                unfinished = None if folder is None else folder / name
                 subject = Subject(network, threat.at(job.epsilon), settings, telling, unfinished)
-                batch = chosen.take(rows).to(device)
-                frame, log, moved = _verdicts(subject, batch, job, size)
+                nobody = carried.head(0), list[str](), left.pixels()
+                attacked, log, moved = _verdicts(subject, left, job, size) if len(left) else nobody
+                frame = attacked if carried.empty else joined(carried, attacked, batch.index.tolist())
+                known.note(job, number, frame)
                 frames.append(frame)
                 if folder is not None:
                     _keep_log(folder, number, log)
                     if settings.save_adversarial:
                         part = evidence.part_path(folder, number)
-                        pictures.keep(part, network, batch, frame, moved, subject.threat, size)
+                        pictures.keep(part, network, left, attacked, moved, subject.threat, size)
                     evidence.write_part(folder, frame, number)  # last: a part that is there is finished
-                    Journal(folder / f"part-{number:05d}.unfinished").close()
+                    for journal in folder.glob(f"part-{number:05d}.*unfinished"):
+                        Journal(journal).close()
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=evidence.SCHEMA.names)
 
 
 def part_size(settings: Evaluation, attack: str) -> int:
     """Say how many images make one part of the evidence: a batch, but on slots as many as keep them full."""
-    on_slots = attack in RANKING_ONLY and settings.engine == "fast"
-    return max(settings.batch_size, PART) if on_slots else settings.batch_size
+    official = attack == "autoattack" and settings.engine == "official"
+    return max(settings.batch_size, PART) if attack in ON_SLOTS and not official else settings.batch_size
 
 
 def jobs(settings: Evaluation, *, ranked: bool) -> Iterator[Job]:
-    """List what the protocol asks for: clean accuracy first, then each attack from the smallest radius up."""
+    """List what the protocol asks for: clean accuracy first, then each attack from the smallest radius up.
+
+    AutoAttack comes in the order of its sweep: :func:`benchmark.sweep.radii`.
+    """
     unknown = [name for name in settings.attacks if name not in ATTACKS]
     if unknown:
         raise BadInput(f"there is no attack {unknown[0]!r}: evaluation.attacks takes {', '.join(ATTACKS)}")
+    if settings.sweep == "descending" and "autoattack_rand" in settings.attacks:
+        raise BadInput(
+            "autoattack_rand is for networks that answer at random, which one picture need not fool twice: take sweep "
+            "strict in place of descending"
+        )
     yield Job("clean", 0.0)
     for attack in settings.attacks:
         if attack == "row":
@@ -148,7 +157,7 @@ def jobs(settings: Evaluation, *, ranked: bool) -> Iterator[Job]:
         elif attack not in RANKING_ONLY:
             yield from (Job(attack, float(epsilon)) for epsilon in settings.epsilons)
         elif ranked:
-            yield from (Job(attack, float(epsilon)) for epsilon in settings.ranked_at)
+            yield from (Job(attack, epsilon) for epsilon in radii(settings))
 
 
 def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd.DataFrame, list[str], Tensor]:
@@ -157,7 +166,7 @@ def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd
     Returns the verdicts, the attack's log, and what it made of the images.
     """
     begun, network = time.perf_counter(), subject.network
-    missing = 0 if job.attack in RANKING_ONLY else size - len(images)
+    missing = 0 if job.attack in ON_SLOTS else size - len(images)
     padded = images.take(torch.arange(len(images) + missing, device=images.labels.device) % len(images))
     x, y = padded.pixels(), padded.labels
     check_images(x, y, subject.threat.low, subject.threat.high)
@@ -189,11 +198,16 @@ def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd
             "forward": attacked.forward.cpu(),
             "backward": attacked.backward.cpu(),
             "seconds": (time.perf_counter() - begun) / len(x),
-            "engine": engine(subject, job.attack) if job.attack in RANKING_ONLY else "",
+            "engine": engine(subject, job.attack) if job.attack in ON_SLOTS else "",
             "carried": False,
         }
     )
     return frame.head(len(images)), attacked.log, attacked.adversarial[: len(images)]
+
+
+def _without(images: Images, known: Collection[int]) -> Images:
+    left = [row for row, index in enumerate(images.index.tolist()) if index not in known]
+    return images.take(torch.tensor(left, dtype=torch.int64, device=images.labels.device))
 
 
 def _within(tell: Tell, what: str, done: int, total: int) -> Tell:

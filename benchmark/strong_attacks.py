@@ -1,12 +1,15 @@
-"""Attacks that spend thousands of passes on an image that holds: AutoAttack on either engine."""
+"""Attacks on slots: AutoAttack on either engine, thousands of passes on an image that holds, and ``quick``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from attacks import autoattack as fast
 from attacks import official
+from attacks import quick as development
 from attacks.autoattack import Version
+from attacks.staged import Staged
 from attacks.tally import Progress
 from benchmark.errors import BadInput
 from benchmark.fixed_steps import Attacked, Subject
@@ -37,6 +40,11 @@ def autoattack_custom(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> 
     return _fast(subject, x, y, index, "custom", subject.settings.custom)
 
 
+def quick(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """The development attack, always on our engine; what it leaves is no AutoAttack figure."""
+    return _on_slots(subject, development.quick, x, y, index)
+
+
 def engine(subject: Subject, attack: str) -> str:
     """Name what runs ``attack``, for the evidence: engine, version, and what makes it other than strict."""
     settings = subject.settings
@@ -49,30 +57,35 @@ def engine(subject: Subject, attack: str) -> str:
 def _fast(
     subject: Subject, x: Tensor, y: Tensor, index: Tensor, version: Version, attacks: Sequence[str] | None = None
 ) -> Attacked:
-    settings, tell = subject.settings, subject.tell
-    if settings.engine == "official":
+    if subject.settings.engine == "official":
         raise BadInput(f"the official engine runs AutoAttack standard alone, but found {version}: use engine fast")
+    return _on_slots(subject, fast.autoattack, x, y, index, version=version, attacks=attacks)
+
+
+def _on_slots(
+    subject: Subject, attack: Callable[..., Staged], x: Tensor, y: Tensor, index: Tensor, **words: Any
+) -> Attacked:
+    settings, tell = subject.settings, subject.tell
     journal = None if subject.unfinished is None else Journal(subject.unfinished)
 
     def told(progress: Progress) -> None:
         if tell is not None:
             tell(sentence(progress), int(100 * progress.share), 100)
 
-    result = fast.autoattack(
+    result = attack(
         subject.network,
         x,
         y,
         subject.threat,
         seed=settings.seed,
         index=index,
-        version=version,
-        attacks=attacks,
         slots=None if settings.slots == "auto" else settings.slots,
         precision=settings.precision,
         compiled=settings.compile,
         finished=None if journal is None else journal.read(),
         keep=None if journal is None else journal.keep,
         progress=told,
+        **words,
     )
     return Attacked(result.adversarial, result.by, result.forward, result.backward, result.log)
 

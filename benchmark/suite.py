@@ -76,7 +76,9 @@ class Evaluation:
 
     Args:
         epsilons: radii at which the cheap attacks run, in pixel units, such as 8/255.
-        ranked_at: radii at which models are ranked and AutoAttack runs; among ``epsilons``.
+        ranked_at: radii at which models are ranked; among ``epsilons``. AutoAttack runs at these, always in full.
+        sweep: of AutoAttack over all other ``epsilons``: ``strict`` in full, ``descending`` with verdicts carried
+            from one radius to the next (:mod:`benchmark.sweep`), ``none`` for no sweep.
         attacks: names of :data:`benchmark.evaluation.ATTACKS`.
         images: test images, the first ones; None for all.
         batch_size: images attacked together, and the unit of resumption.
@@ -110,6 +112,7 @@ class Evaluation:
     compile: bool = False
     custom: list[str] = field(default_factory=list)
     save_adversarial: bool = False
+    sweep: Literal["none", "strict", "descending"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("epsilons", "ranked_at"):

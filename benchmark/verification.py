@@ -13,6 +13,7 @@ from rich.console import Console
 from benchmark.errors import BadInput
 from benchmark.results import evidence, manifest
 from benchmark.results.cards import read_cards
+from benchmark.results.carried import unfounded
 from benchmark.results.finding import Finding
 from benchmark.results.verify import contradictions, differences, other_columns
 from benchmark.storage import not_being_written
@@ -115,7 +116,7 @@ def _tables(report: Path, account: Account) -> Iterator[Finding]:
     from benchmark.report.summary import summarise
 
     verdicts = evidence.read(report)
-    findings = list(contradictions(verdicts))
+    findings = [*contradictions(verdicts), *unfounded(verdicts)]
     expected = {name: text for name, text in tables(summarise(report)).items() if name.endswith(".csv")}
     there = [name for name in expected if (report / name).is_file()]
     for name in there:

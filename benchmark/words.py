@@ -58,6 +58,7 @@ def _run_words(parser: ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
     _add_pictures(parser)
     _add_credibility(parser)
+    _add_sweep(parser)
     _add_common(parser)
 
 
@@ -82,15 +83,19 @@ def _evaluate_words(parser: ArgumentParser) -> None:
     Nothing is trained; every image's verdict is written, and a stopped run resumes.
     """
     builder = "a function that returns an nn.Module from images in [0, 1] to logits, or a name of "
-    radii = "in pixel units (default: 8/255); of several, AutoAttack runs at the last"
-    attacks = "of pgd20, cw20, autoattack (default: these three), pgd20_any, and cw_l2 for the norm l2"
+    radii = "in pixel units (default: 8/255); of several, AutoAttack runs at the last, or with --sweep at all"
+    attacks = (
+        "of pgd20, cw20, autoattack (default: these three), pgd20_any, and cw_l2 for the norm l2; quick is nearly "
+        "AutoAttack at a fifteenth of its passes, for development, and is never ranked"
+    )
     add = parser.add_argument
     add("--model", required=True, metavar="FILE:BUILDER", help=f"{builder}`atbench list architectures`")
     add("--weights", required=True, type=Path, metavar="FILE", help="safetensors, or a PyTorch state dict")
     add("--dataset", required=True, metavar="NAME", help=_A_DATASET)
     add("--norm", default="linf", choices=["linf", "l2", "l1"], help="of the perturbation (default: linf)")
     add("--epsilon", nargs="+", type=str, default=["8/255"], metavar="FRACTION", help=radii)
-    add("--attacks", nargs="+", default=["pgd20", "cw20", "autoattack"], metavar="NAME", help=attacks)
+    add("--attacks", "--attack", nargs="+", default=["pgd20", "cw20", "autoattack"], metavar="NAME", help=attacks)
+    _add_sweep(parser)
     add("--images", type=int, metavar="N", help="the first N test images (default: all)")
     add("--batch-size", type=int, default=200, metavar="N", help="images at once (default: 200)")
     add("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
@@ -161,6 +166,14 @@ def _add_credibility(parser: ArgumentParser) -> None:
         "how thoroughly each network is probed for figures that are no robustness; full takes minutes (default: cheap)"
     )
     parser.add_argument("--credibility", choices=["cheap", "full"], default="cheap", help=probes)
+
+
+def _add_sweep(parser: ArgumentParser) -> None:
+    how = (
+        "run AutoAttack at all epsilons: strict, each in full, or descending, which carries verdicts from one to the "
+        "next, into curves only, and costs about as much as one epsilon (default: where models are ranked only)"
+    )
+    parser.add_argument("--sweep", choices=["none", "strict", "descending"], help=how)
 
 
 def _add_common(parser: ArgumentParser) -> None:

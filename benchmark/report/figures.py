@@ -26,7 +26,7 @@ from benchmark.report.style import (
 )
 from benchmark.report.summary import Summary
 from benchmark.results.method_warnings import named
-from benchmark.results.worst_case import WORST_CASE
+from benchmark.results.worst_case import DEVELOPMENT, WORST_CASE
 
 LADDER = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack"}
 _IN_A_COLUMN = 26  # names of a legend
@@ -80,7 +80,9 @@ def accuracy_over_epsilon(summary: Summary) -> Figure:
     own = summary.figures[summary.figures.checkpoint == summary.suite.ranked_checkpoint]
     lines = own[(own.attack == WORST_CASE) | (own.attack == "clean")].sort_values("epsilon")
     if not (lines.attack == WORST_CASE).any():
-        return nothing_to_show(title, "No method has been attacked yet.")
+        quick = own.attack.isin(DEVELOPMENT).any()
+        only = "but by the development attack, which no curve rests on" if quick else "yet"
+        return nothing_to_show(title, f"No method has been attacked {only}.")
     scale = 255 if in_255ths(sorted(set(lines.epsilon))) else 1
 
     def draw(axes: Axes, rows: pd.DataFrame, look: Look | None) -> None:
@@ -91,18 +93,22 @@ def accuracy_over_epsilon(summary: Summary) -> Figure:
             _markers(axes, x, rows.accuracy, look, rows.carried.astype(bool))
 
     label = "ε, in 1/255" if scale == 255 else "ε (pixels in [0, 1])"
-    hard = sorted(set(own[(own.attack == "autoattack") & ~own.carried.astype(bool)].epsilon))
-    strongest = (
-        f" (AutoAttack at {', '.join(map(epsilon_text, hard))} only)"
-        if 0 < len(hard) < lines.epsilon.nunique() - 1
-        else ""
-    )
+    strongest = _where_autoattack_ran(own[own.attack == "autoattack"], lines.epsilon.nunique() - 1)
     figure = _lines(summary, lines, draw, title, f"worst case over attacks{strongest}, {_where(summary)}", label)
     ticks = sorted(set(scale * lines.epsilon))
     for axes in figure.axes:
         if len(ticks) <= 9:
             axes.set_xticks(ticks, [f"{tick:.6g}" for tick in ticks])
     return figure
+
+
+def _where_autoattack_ran(lines: pd.DataFrame, radii: int) -> str:
+    """Say at which of so many ``radii`` AutoAttack ran in full, unless at all of them, and what open points are."""
+    carried = lines.carried.astype(bool)
+    hard = sorted(set(lines.epsilon[~carried]) - set(lines.epsilon[carried]))
+    if carried.any():
+        return f" (AutoAttack in full at {', '.join(map(epsilon_text, hard))}; open: partly carried)"
+    return f" (AutoAttack at {', '.join(map(epsilon_text, hard))} only)" if 0 < len(hard) < radii else ""
 
 
 def attack_ladder(summary: Summary) -> Figure:

@@ -12,11 +12,13 @@ from benchmark.report.remarks import data_note, remarks
 from benchmark.results.alarms import of_checkpoint
 from benchmark.results.cards import Cards, Suite
 from benchmark.results.statistics import holm, paired_difference, rank_intervals, verdict
-from benchmark.results.worst_case import WORST_CASE
+from benchmark.results.worst_case import DEVELOPMENT, WORST_CASE
 
 ATTACKS = ["clean", "pgd20", "cw20", "row", "autoattack", WORST_CASE]
+NO_AUTOATTACK = "development attack, not AutoAttack"
 STAGES = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]  # the order in which AutoAttack standard tries
 _MEASURED = [f"{attack}{end}" for attack in ATTACKS for end in ("", "_low", "_high")]
+_QUICK = ["quick", "quick_low", "quick_high"]
 LEADERBOARD = [
     *(
         "class",
@@ -34,7 +36,7 @@ LEADERBOARD = [
     *("selection_passes", "seconds", "seconds_relative_to_natural", "device_hours"),
     *("peak_memory_mib", "memory_growth_mib", "engine", "catastrophic_overfitting", "alarm", "status", "status_note"),
     *("labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes", "reference", "data_note", "remarks"),
-    "broken",
+    *("broken", *_QUICK, "quick_note"),
 ]
 COMPARISONS = [
     *(
@@ -92,7 +94,8 @@ def leaderboard(
         )
     table = pd.DataFrame(lines, columns=LEADERBOARD)
     table["broken"] = [read.warned(method).broken for method in table.method]
-    numbers = ["epsilon", *_MEASURED, "seeds", "images", "trials", "members", "parameters", "seconds"]
+    table["quick_note"] = table.quick.notna().map({True: NO_AUTOATTACK, False: ""})
+    numbers = ["epsilon", *_MEASURED, *_QUICK, "seeds", "images", "trials", "members", "parameters", "seconds"]
     numbers += ["catastrophic_overfitting", "labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes"]
     table = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
     words = ["category", "network", "checkpoint", "engine", "alarm", "status_note", "data_note", "remarks"]
@@ -132,6 +135,7 @@ def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, again
 def autoattack_stages(evidence: pd.DataFrame, cards: pd.DataFrame) -> pd.DataFrame:
     """Return how many images survive each attack of AutoAttack, the clean picture first; accuracies are fractions.
 
+    Where verdicts are carried from another epsilon, AutoAttack did not run in full: those are left out.
     Columns method, seed, checkpoint, epsilon, stage, survivors, images, accuracy, fold.
     """
     columns = ["method", "seed", "checkpoint", "epsilon", "stage", "survivors", "images", "accuracy", "fold"]
@@ -140,6 +144,8 @@ def autoattack_stages(evidence: pd.DataFrame, cards: pd.DataFrame) -> pd.DataFra
     )
     lines = []
     for key, rows in groups(own, ["method", "seed", "fold", "checkpoint", "epsilon"]):
+        if rows.carried.any():
+            continue
         method, seed, fold, checkpoint, epsilon = key
         left = len(rows)
         names = rows.by[rows.fooled].astype("str")
@@ -198,9 +204,10 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
 def _accuracies(figures: pd.DataFrame) -> dict[str, object]:
     found: dict[str, object] = {}
     for line in figures[~figures.carried.astype(bool)].to_dict("records"):
-        if (attack := line["attack"]) in ATTACKS:
+        if (attack := line["attack"]) in (*ATTACKS, *DEVELOPMENT):
             found |= {attack: line["accuracy"], f"{attack}_low": line["low"], f"{attack}_high": line["high"]}
     worst = figures[figures.attack == WORST_CASE]
+    worst = worst if len(worst) else figures[figures.attack.isin(DEVELOPMENT)]
     if len(worst):
         found |= {"seeds": int(worst.seeds.iloc[0]), "images": int(worst.images.iloc[0])}
     return found
@@ -222,12 +229,16 @@ def _at(table: pd.DataFrame, method: str, checkpoint: str, epsilon: float) -> pd
 def _state(suite: Suite, checkpoint: str, runs: pd.DataFrame, images: int, networks: int) -> tuple[str, str]:
     """Say whether a line may be ranked (``done`` without a note), or what keeps it from that."""
     worst = runs[runs.attack == WORST_CASE]
+    if worst.empty and runs.attack.isin(DEVELOPMENT).any():
+        return "partial", "attacked by the development attack alone, which ranks nothing"
     if worst.empty:
         return "partial", "not evaluated at this epsilon yet"
     if worst.images.min() < images:
         return "partial", f"{worst.images.min()} of {images} images judged by every attack"
     if len(worst) < networks:  # a method whose unlucky seed failed must not be ranked by its lucky ones
         return "partial", f"{len(worst)} of {networks} trained networks of its class"
+    if worst.carried.any():
+        return "partial", "verdicts are carried from another epsilon"
     if checkpoint != suite.ranked_checkpoint:
         return "done", f"ranks are given to the {suite.ranked_checkpoint} checkpoint"
     if suite.ranks_by_autoattack:

@@ -36,7 +36,8 @@ def judged(evidence: pd.DataFrame, cards: pd.DataFrame) -> pd.DataFrame:
 def per_network(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Return one line per trained network, checkpoint, attack and epsilon, with Wilson's interval; all in [0, 1].
 
-    Columns method, seed, checkpoint, attack, epsilon, accuracy, low, high, images, carried, fold.
+    Columns method, seed, checkpoint, attack, epsilon, accuracy, low, high, images, carried (any of them), carried_share
+    (of the images), fold.
     """
     keys = ["method", "seed", "fold", "checkpoint", "attack", "epsilon"]
     counts = _counts(verdicts, keys)
@@ -55,6 +56,7 @@ def per_network(verdicts: pd.DataFrame) -> pd.DataFrame:
         "high",
         "images",
         "carried",
+        "carried_share",
         "fold",
     ]
     return counts[order]
@@ -107,7 +109,10 @@ def cells_of(verdicts: pd.DataFrame, series: Sequence[str]) -> tuple[list[tuple]
 
 def _counts(verdicts: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     counts = verdicts.groupby(keys, sort=True).agg(
-        fooled=("fooled", "sum"), images=("fooled", "size"), carried=("carried", "any")
+        fooled=("fooled", "sum"),
+        images=("fooled", "size"),
+        carried=("carried", "any"),
+        carried_share=("carried", "mean"),
     )
     counts["right"] = counts.images - counts.fooled.astype(int)
     return counts.drop(columns="fooled").reset_index()

@@ -10,10 +10,12 @@ from itables import options as itables_options
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmark.report import credibility, table
+from benchmark.report.leaderboard import NO_AUTOATTACK
 from benchmark.report.style import epsilon_text
 from benchmark.report.summary import Summary, versions
 from benchmark.results.alarms import sentences
 from benchmark.results.survey import number
+from benchmark.results.worst_case import DEVELOPMENT
 
 CAPTIONS = {  # in the order in which the page shows them
     "clean_vs_robust": "Each method's accuracy on clean pictures against its worst case over all attacks.",
@@ -23,6 +25,11 @@ CAPTIONS = {  # in the order in which the page shows them
     "cost_vs_robustness": "Training passes per image against the worst case; all classes, each named in brackets.",
     "published_vs_measured": "The survey's 34 rows: printed figure, AutoAttack by others, and ours. Where the setting "
     "differs, a gap is no failed reproduction.",
+}
+_SWEEPS = {
+    "strict": "at every epsilon in full",
+    "descending": "at the other epsilons with verdicts carried from one to the next: of what was fooled at a smaller "
+    "epsilon, which is exact, and of what held at a larger one; in curves only",
 }
 _FILTERED = {
     "class",
@@ -118,6 +125,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     engines = sorted({engine for engine in summary.leaderboard.engine if engine})
     row = dict(evaluation.get("row") or {})  # of the method's row of Table 1, in published recipes
     attacks = [str(attack) for attack in evaluation.get("attacks") or []]
+    attacks = [f"{attack} ({NO_AUTOATTACK})" if attack in DEVELOPMENT else attack for attack in attacks]
     sure = "Wilson for a single network; over several, a bootstrap over images and networks together"
     found = {
         "suite": f"{suite.name}, track {suite.track}",
@@ -134,6 +142,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         "ranked at": f"{', '.join(map(epsilon_text, suite.ranked_at))}, on the {suite.ranked_checkpoint} checkpoint, "
         "inside each class, by the worst case per image over all attacks at this or a smaller epsilon",
         "AutoAttack engine": ", ".join(engines),
+        "AutoAttack elsewhere": _SWEEPS.get(str(evaluation.get("sweep")), ""),
         "images per evaluation": str(suite.images or ""),
         "intervals": f"95%: {sure}",
         "ranks": "intervals: the ranks that 95% of the resamples leave open",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from benchmark.report.leaderboard import NO_AUTOATTACK
 from benchmark.report.style import epsilon_text
 from benchmark.report.summary import Summary
 
@@ -23,6 +24,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
     shown = {
         name: attack for name, attack in _COLUMNS.items() if attack != "row" or summary.leaderboard.row.notna().any()
     }
+    quick = {f"quick ({NO_AUTOATTACK})": _accuracy("quick", scale=100)}
     taught = {
         "labels": lambda line: _labels(line),
         "teacher's passes": lambda line: _whole(line["teacher_passes"]),
@@ -38,6 +40,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "checkpoint": lambda line: line["checkpoint"],
             "epsilon": lambda line: "" if _absent(line["epsilon"]) else epsilon_text(line["epsilon"]),
             **{heading: _accuracy(attack, scale=100) for heading, attack in shown.items()},
+            **(quick if summary.leaderboard.quick.notna().any() else {}),
             **({"alarm": lambda line: line["alarm"]} if alarmed else {}),
             "seeds": lambda line: _whole(line["seeds"]),
             "images": lambda line: _whole(line["images"]),
@@ -117,7 +120,7 @@ def readable_accuracy(summary: Summary) -> pd.DataFrame:
         "epsilon": lambda line: epsilon_text(line["epsilon"]),
         "accuracy": _accuracy("accuracy", scale=100, low="low", high="high"),
         "images": lambda line: _whole(line["images"]),
-        "carried": lambda line: "yes" if line["carried"] else "",
+        "carried": lambda line: f"{100 * line['carried_share']:.0f}%" if line["carried"] else "",
     }
     return _strings(summary.accuracy, columns)
 

@@ -3,6 +3,7 @@
 import pandas as pd
 
 WORST_CASE = "worst_case"
+DEVELOPMENT = ("quick",)  # attacks that no ranking rests on, so that no worst case does
 
 
 def with_worst_case(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -10,7 +11,8 @@ def with_worst_case(verdicts: pd.DataFrame) -> pd.DataFrame:
 
     An image is fooled at epsilon when ANY attack fools it at any smaller or equal epsilon, clean (0) included, so the
     worst case can never rise with epsilon. It speaks of those images that every attack begun on the model has judged;
-    a run half way would otherwise look robust on the images that its strongest attack has not reached.
+    a run half way would otherwise look robust on the images that its strongest attack has not reached. Development
+    attacks have no part in it. An image's worst case is carried where a verdict of this very epsilon is.
 
     Args:
         verdicts: columns experiment, checkpoint, attack, epsilon (pixel units), index, fooled, carried.
@@ -22,6 +24,7 @@ def with_worst_case(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_one_model(model: pd.DataFrame) -> list[pd.DataFrame]:
+    model = model[~model.attack.isin(DEVELOPMENT)]
     attacks = model.groupby(["attack", "epsilon"], observed=True).ngroups
     complete = model.groupby("index").size() == attacks
     judged = model[model["index"].map(complete).to_numpy(dtype=bool)]
@@ -31,6 +34,7 @@ def _of_one_model(model: pd.DataFrame) -> list[pd.DataFrame]:
         fooled = within.groupby("index", sort=True)["fooled"].any()
         if fooled.empty:
             continue
+        carried = set(within.loc[(within.epsilon == epsilon) & within.carried.astype(bool), "index"])
         found.append(
             pd.DataFrame(
                 {
@@ -40,7 +44,7 @@ def _of_one_model(model: pd.DataFrame) -> list[pd.DataFrame]:
                     "epsilon": epsilon,
                     "index": fooled.index.to_numpy(dtype="int32"),
                     "fooled": fooled.to_numpy(dtype=bool),
-                    "carried": bool(within.loc[within.epsilon == epsilon, "carried"].any()),
+                    "carried": fooled.index.isin(carried),
                 }
             )
         )

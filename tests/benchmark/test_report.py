@@ -108,7 +108,8 @@ def test_the_accuracy_table_counts_the_verdicts(report):
     assert line.accuracy == pytest.approx((kept >= 0.15).mean())
     assert line.images == 200
     assert list(accuracy.columns) == ["method", "method_note", "seed", "checkpoint", "attack", "epsilon", "accuracy",
-                                      "low", "high", "images", "carried", "suite_note"]  # fmt: skip
+                                      "low", "high", "images", "carried", "carried_share",
+                                      "suite_note"]  # fmt: skip
 
 
 def test_the_worst_case_never_rises_with_epsilon(report):
