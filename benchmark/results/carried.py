@@ -29,7 +29,7 @@ def unfounded(verdicts: pd.DataFrame) -> Iterator[Finding]:
         where = "a smaller or equal" if line["fooled"] else "a larger"
         what = ", ".join(f"{name} {line[name]}" for name in ("prediction", "fooled", "by", "margin"))
         yield Finding(
-            place(*(line[name] for name in _IMAGE[:3]), line["epsilon"], line["image"]),
+            place(line["experiment"], line["checkpoint"], line["attack"], line["epsilon"], line["image"]),
             f"a carried verdict to be that of {where} epsilon at which the image was attacked",
             f"none there with {what}",
         )
