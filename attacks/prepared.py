@@ -1,7 +1,7 @@
 """Make a network faster to attack without changing what it computes, but for the last bits."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,8 @@ def _with_fast_gradients(network: nn.Module) -> nn.Module:
 
 
 def _is_narrow(part: nn.Conv2d) -> bool:
-    return part.in_channels <= NARROW and part.padding_mode == "zeros" and not isinstance(part.padding, str)
+    plain = part.groups == 1 and part.padding_mode == "zeros" and not isinstance(part.padding, str)
+    return plain and part.in_channels <= NARROW
 
 
 class _Narrow(nn.Module):
@@ -71,9 +72,8 @@ class _Narrow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
-        if not (x.requires_grad and torch.is_grad_enabled()) or self.convolution.groups > 1:
-            return self.convolution(x)  # type: ignore[no-any-return]
-        return _NarrowConvolution.apply(x, self.convolution)  # type: ignore[no-any-return]
+        asked = x.requires_grad and torch.is_grad_enabled()
+        return _NarrowConvolution.apply(x, self.convolution) if asked else self.convolution(x)
 
 
 class _NarrowConvolution(torch.autograd.Function):
@@ -82,15 +82,16 @@ class _NarrowConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, convolution: nn.Conv2d) -> Tensor:
         ctx.convolution, ctx.like = convolution, x
-        return convolution(x)  # type: ignore[no-any-return]
+        return convolution(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         part: nn.Conv2d = ctx.convolution
         columns = part.weight.flatten(1).t().to(gradient.dtype) @ gradient.flatten(2)
         size = ctx.like.shape[2:]
-        windows = part.kernel_size, part.dilation, part.padding, part.stride
-        return F.fold(columns.to(ctx.like.dtype), size, *windows), None
+        padding = cast(tuple[int, ...], part.padding)
+        folded = F.fold(columns.to(ctx.like.dtype), size, part.kernel_size, part.dilation, padding, part.stride)
+        return folded, None
 
 
 def _checked(made: nn.Module, before: nn.Module, original: nn.Module, example: Tensor) -> nn.Module:
