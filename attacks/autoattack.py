@@ -55,6 +55,7 @@ def autoattack(
     seed: int,
     version: Version = "standard",
     attacks: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
     **how: Any,
 ) -> Staged:
     """Run a version of AutoAttack on ``network``.
@@ -65,6 +66,7 @@ def autoattack(
         seed: keys all draws, with sample index, attack and restart.
         version: ``standard``; ``plus``; ``rand``, for networks that answer at random; or ``custom``.
         attacks: of :data:`NAMES`, for ``custom`` alone.
+        only: these of the version's attacks, in its order; for measurements.
         how: ``index``, ``slots``, ``precision``, ``compiled``, ``finished``, ``keep``, ``progress``, as in
             :func:`attacks.staged.attack_in_stages`.
 
@@ -75,7 +77,7 @@ def autoattack(
     budgets = phases(version, threat.norm, attacks)
 
     def plan(classes: int) -> list[Stage]:
-        _check_classes(budgets, classes)
+        _check_classes([name for name in budgets if only is None or name in only], classes)
         repeats = _RAND_REPEATS if version == "rand" else 1
         return [
             Stage(
@@ -86,6 +88,7 @@ def autoattack(
                 repeats,
             )
             for name, count in budgets.items()
+            if only is None or name in only
         ]
 
     return attack_in_stages(network, x, y, threat, plan, **how)
@@ -126,7 +129,7 @@ def _attack(name: str, threat: ThreatModel, seed: int, *, from_afar: bool) -> At
     return APGD(threat, LOSSES[name], start, targeted=targeted)
 
 
-def _check_classes(names: dict[str, int], classes: int) -> None:
+def _check_classes(names: Sequence[str], classes: int) -> None:
     for name in names:
         least = _LEAST_CLASSES.get(name, 2)
         if classes < least:

@@ -148,7 +148,7 @@ def run(
         for slot in sorted(over):
             work = at_work.pop(slot)
             forward, backward = oracle.forward - work.forward, oracle.backward - work.backward
-            done(Outcome(work.job, work.picture, forward, backward))
+            done(Outcome(work.job, work.picture, round(forward), round(backward)))
         seen = None
 
 
@@ -156,8 +156,8 @@ class _Work(NamedTuple):
     """What a slot is at: its job, and the oracle's counters when it began."""
 
     job: Job
-    forward: int
-    backward: int
+    forward: float
+    backward: float
     picture: Tensor | None = None
 
     def asked(self, passes: int) -> "_Work":

@@ -3,8 +3,8 @@
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ def autoattack(
     seed: int,
     batch_size: int = 250,
     progress: Callable[[str, int], None] | None = None,
+    only: Sequence[str] = STAGES,
+    parameter_gradients: bool = False,
 ) -> Staged:
     """Run AutoAttack standard: APGD-CE, targeted APGD on DLR, targeted FAB, Square, each on the survivors of the last.
 
@@ -46,6 +48,9 @@ def autoattack(
         seed: of every attack; the official package seeds by the clock unless it is given one.
         batch_size: images in one call of an attack. Verdicts near the boundary may depend on it.
         progress: told (attack, survivors) as each attack ends a batch.
+        only: these of its attacks, in its order; for measurements.
+        parameter_gradients: leave the parameters as they are, so that FAB fills their gradients too, which is slower:
+            what who calls the package by hand meets.
 
     Raises:
         BadInput: for images, labels or a network that :mod:`attacks.checks` refuses, another range than [0, 1], or
@@ -54,6 +59,7 @@ def autoattack(
     """
     from pyautoattack import AutoAttack
 
+    stages = [stage for stage in STAGES if stage in only]
     x = x.contiguous()  # the package uses view(), which images stored channels-last do not have
     if (threat.low, threat.high) != (0.0, 1.0):
         raise BadInput(f"AutoAttack works on pixels in [0, 1], but the threat has [{threat.low:g}, {threat.high:g}]")
@@ -67,7 +73,7 @@ def autoattack(
         torch.random.fork_rng(devices=devices),
         _kept_log() as log,
         _kept_trace(),
-        without_parameter_gradients(network),
+        nullcontext() if parameter_gradients else without_parameter_gradients(network),
         counting(network) as passes,
     ):
         for part, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
@@ -75,10 +81,11 @@ def autoattack(
         if classes < 4:
             raise BadInput(f"AutoAttack standard needs at least 4 classes (targeted DLR), but found {classes}")
         attack = AutoAttack(network, norm=_NORMS[threat.norm], eps=threat.epsilon, seed=seed, device=x.device)
+        attack.attacks_to_run = stages
         targets = min(9, classes - 1)
         attack.fab.n_target_classes = min(attack.fab.n_target_classes, targets)
         attack.apgd_targeted.n_target_classes = min(attack.apgd_targeted.n_target_classes, targets)
-        watch = _Watch(network, x, y, passes, batch_size, progress)
+        watch = _Watch(network, x, y, passes, batch_size, progress, stages)
         attack.get_logits = watch.logits
         for stage, part in zip(STAGES, (attack.apgd, attack.apgd_targeted, attack.fab, attack.square), strict=True):
             watch.follow(stage, part)
@@ -97,7 +104,9 @@ class _Watch:
         passes: Passes,
         batch_size: int,
         progress: Callable[[str, int], None] | None,
+        stages: Sequence[str],
     ) -> None:
+        self.stages = stages
         self.network, self.x, self.y, self.passes = network, x, y, passes
         self.batch_size, self.progress = batch_size, progress
         self.forward, self.backward = torch.full((len(x),), float(len(networks_in(network)))), torch.zeros(len(x))
@@ -159,9 +168,9 @@ class _Watch:
     def result(self, adversarial: Tensor, log: list[str]) -> Staged:
         self._note_clean()
         left = self.survivors["clean"]
-        for stage in STAGES:  # an attack that had nobody left to attack reports that nobody is left
+        for stage in self.stages:  # an attack that had nobody left to attack reports that nobody is left
             left = self.survivors[stage] = self.survivors.get(stage, left)
-        ordered = {stage: self.survivors[stage] for stage in ("clean", *STAGES)}
+        ordered = {stage: self.survivors[stage] for stage in ("clean", *self.stages)}
         return Staged(adversarial, self.by, ordered, self.forward, self.backward, log)
 
 

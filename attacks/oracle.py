@@ -38,15 +38,22 @@ class Oracle:
         self.plain = plain
         self.searched = plain if searched is None else searched
         self.precision, self.repeats = precision, repeats
-        self.forward = self.backward = 0
+        self.forward: float = 0
+        self.backward: float = 0
         self.cost = len(networks_in(plain))
 
-    def logits(self, points: Tensor, *, exact: bool = False) -> Tensor:
-        """Give logits ``(b, k)`` for ``points``, without a graph; ``exact`` ones always in full precision."""
+    def logits(self, points: Tensor) -> Tensor:
+        """Give logits ``(b, k)`` for ``points``, without a graph."""
         self.forward += self.cost
         with torch.inference_mode():
-            answer = self._ask(points, "fp32" if exact else self.precision)
+            answer = self._ask(points, self.precision)
         return answer.clone()  # of inference tensors autograd would keep none
+
+    def exact_logits(self, points: Tensor, *, of: int) -> Tensor:
+        """Give the plain network's logits ``(m, k)``, in full precision, for some ``points`` of the ``of`` slots."""
+        self.forward += self.cost * len(points) / of
+        with torch.no_grad(), products("ieee"):
+            return torch.as_tensor(self.plain(points.contiguous()))
 
     def climb(self, points: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Give logits ``(b, k)``, the objective's values ``(b,)`` and its gradient, like ``points``."""

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.engine import Found, Jobs
-from attacks.objectives import margin
 from attacks.oracle import Oracle
+from attacks.screen import judged
 from attacks.square_script import draws, places, window_sizes
 from attacks.threat import ThreatModel
 
@@ -37,6 +37,7 @@ class LinfState(NamedTuple):
     best: Tensor
     ends: Tensor  # (b, 2, c, h, w): the least and the largest pixels that ball and range allow
     value: Tensor  # of the best point, how far the network is from right
+    rough: Tensor  # the same, in the precision of the search
     wrong: Tensor  # the best point is misclassified
     query: Tensor  # of the script, evaluated next: 0 is the start, and one above the last means that nothing is left
     script: Tensor  # (b, queries + 2 and some): of each query the window's first pixel and its signs, as one number
@@ -66,6 +67,7 @@ class SquareLinf:
             best=torch.where(stripes, ends[:, 1], ends[:, 0]).contiguous(),
             ends=ends,
             value=torch.full_like(x[:, 0, 0, 0], -torch.inf),
+            rough=torch.full_like(x[:, 0, 0, 0], -torch.inf),
             wrong=torch.zeros_like(jobs.y, dtype=torch.bool),
             query=torch.zeros_like(jobs.y),
             script=self._script(jobs, plan, stripes[:, :, 0, 0]),
@@ -84,12 +86,13 @@ class SquareLinf:
         best = state.best.flatten(1)
         before, after = best.gather(1, pixels), state.ends.flatten(1).gather(1, signed)
         best.scatter_(1, pixels, after)
-        logits = oracle.logits(state.best, exact=True)
-        value, wrong = margin(logits, state.y), logits.argmax(1) != state.y
+        value, wrong, rough = judged(oracle, state.best, state.y, state.rough)
         accepted = ((value > state.value) | (wrong & ~state.wrong)) & (state.query <= self.queries)
         best.scatter_(1, pixels, torch.where(accepted[:, None], after, before))
         state = state._replace(
-            value=torch.where(accepted, value, state.value), wrong=torch.where(accepted, wrong, state.wrong)
+            value=torch.where(accepted, value, state.value),
+            rough=torch.where(accepted, rough, state.rough),
+            wrong=torch.where(accepted, wrong, state.wrong),
         )
         query = state.query + 1
         if self._skips(plan):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from attacks.engine import Found, Jobs
 from attacks.l1_ball import correction, project
-from attacks.objectives import margin
 from attacks.oracle import Oracle
+from attacks.screen import judged
 from attacks.square_script import draws, places, window_sizes
 from attacks.threat import ThreatModel, per_image
 
@@ -33,6 +33,7 @@ class MassState(NamedTuple):
     point: Tensor  # is evaluated next
     best: Tensor
     value: Tensor  # of the best point, how far the network is from right
+    rough: Tensor  # the same, in the precision of the search
     wrong: Tensor  # the best point is misclassified
     query: Tensor  # of the script, whose proposal is the point; 0 is the start
     script: Tensor  # (b, queries + 1, 3): the first pixels of both windows, and the signs and the direction as bits
@@ -57,6 +58,7 @@ class SquareMass:
             point=start,
             best=start.clone(),
             value=torch.full_like(jobs.x[:, 0, 0, 0], -torch.inf),
+            rough=torch.full_like(jobs.x[:, 0, 0, 0], -torch.inf),
             wrong=torch.zeros_like(jobs.y, dtype=torch.bool),
             query=torch.zeros_like(jobs.y),
             script=self._script(jobs),
@@ -64,8 +66,7 @@ class SquareMass:
 
     def step(self, state: MassState, oracle: Oracle) -> tuple[MassState, Found]:
         """Evaluate each slot's point, keep it if the margin fell, and propose the next."""
-        logits = oracle.logits(state.point, exact=True)
-        value, wrong = margin(logits, state.y), logits.argmax(1) != state.y
+        value, wrong, rough = judged(oracle, state.point, state.y, state.rough)
         accepted = (value > state.value) | (wrong & ~state.wrong)
         found = Found(state.point, accepted & wrong, state.query >= self.queries)
         best = torch.where(accepted[:, None, None, None], state.point, state.best)
@@ -74,6 +75,7 @@ class SquareMass:
             point=self._proposal(state.x, best, query, state.script),
             best=best,
             value=torch.where(accepted, value, state.value),
+            rough=torch.where(accepted, rough, state.rough),
             wrong=torch.where(accepted, wrong, state.wrong),
             query=query,
         ), found

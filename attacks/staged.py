@@ -86,7 +86,7 @@ def attack_in_stages(
             nor order, but for the last bits of logits.
         slots: images in a batch, default :data:`SLOTS`, eight times that on a GPU; halved where memory is too small.
         precision: of the search: ``fp32`` is strict; ``tf32`` and ``bf16`` are faster and find nearly the same. What
-            asks without gradients (Square) is always in full precision.
+            searches without gradients (Square) accepts in full precision alone.
         compiled: the network, through ``torch.compile``.
         finished: outcomes of an earlier, interrupted call with the same arguments, by attack; they are not repeated.
         keep: given outcomes as they arrive, every few seconds, for the next call's ``finished``.

@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run ``atbench``; exit code 2 for input that a person can mend, 1 for a method that failed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are ended and temporary files removed
     parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args(words.joined(sys.argv[1:] if arguments is None else arguments))
     if chosen.command is None:
         parser.print_help()
         sys.exit(2)
@@ -104,12 +104,18 @@ def _evaluate(chosen: Namespace) -> int:
     from benchmark import own_model
     from benchmark.suite import Evaluation
 
+    size = _batch_size(chosen.batch_size)
     settings = Evaluation(
         epsilons=chosen.epsilon,
         ranked_at=chosen.epsilon[-1:],
         attacks=chosen.attacks,
         images=_positive("--images", chosen.images),
-        batch_size=_positive("--batch-size", chosen.batch_size),
+        batch_size=size if isinstance(size, int) else 200,
+        slots=size,
+        engine=chosen.engine,
+        precision=chosen.precision,
+        compile=chosen.compile,
+        custom=_names(chosen.custom) or [],
         checkpoints=["last"],
         seed=chosen.seed,
         save_adversarial=chosen.save_adversarial,
@@ -134,7 +140,8 @@ def _changes(chosen: Namespace) -> dict[str, Any]:
     from benchmark.suite import read_change
 
     options = {"precision": chosen.precision, "sync_batchnorm": chosen.sync_batchnorm or None}
-    options["evaluation.save_adversarial"] = chosen.get("save_adversarial") or None  # nothing is attacked by train
+    for key in ("engine", "compile", "save_adversarial"):  # nothing is attacked by train
+        options[f"evaluation.{key}"] = chosen.get(key) or None
     options["evaluation.sweep"] = chosen.get("sweep")
     return {key: value for key, value in options.items() if value is not None} | dict(map(read_change, chosen.set))
 
@@ -188,6 +195,53 @@ def _speed(chosen: Namespace) -> int:
     )
 
 
+def _speed_attack(chosen: Namespace) -> int:
+    from attacks.official import STAGES
+    from benchmark.attack_speed import Candidate, attack_speed
+
+    named = {"--model": chosen.model, "--weights": chosen.weights, "--dataset": chosen.dataset}
+    absent = [option for option, value in named.items() if value is None]
+    if 0 < len(absent) < len(named):
+        there = next(option for option, value in named.items() if value is not None)
+        raise BadInput(f"{there} comes with {' and '.join(absent)}; without all three a digits CNN is trained")
+    only = tuple(_names(chosen.attacks) or STAGES)
+    if unknown := [name for name in only if name not in STAGES]:
+        raise BadInput(f"--attacks takes {', '.join(STAGES)}, but found {unknown[0]}")
+    size = _batch_size(chosen.batch_size)
+    common: dict[str, Any] = {
+        "images": _positive("--images", chosen.images),
+        "batch_size": None if size == "auto" else size,
+        "seed": chosen.seed,
+        "compiled": chosen.compile,
+        "only": tuple(stage for stage in STAGES if stage in only),
+        "data_root": chosen.data_root,
+        "download": chosen.download,
+    }
+    given = {"norm": chosen.norm, "epsilon": chosen.epsilon}
+    candidate = None
+    if not absent:
+        defaults: dict[str, Any] = {"norm": chosen.norm or "linf", "epsilon": chosen.epsilon or "8/255"}
+        candidate = Candidate(chosen.model, chosen.weights, chosen.dataset, **defaults, **common)
+    return attack_speed(
+        candidate,
+        changes=common | {key: value for key, value in given.items() if value is not None},
+        repeats=_positive("--repeats", chosen.repeats),
+        precisions=list(dict.fromkeys(chosen.precision)),
+        auto=size == "auto",
+        stock=chosen.stock,
+        output=chosen.output,
+    )
+
+
+def _batch_size(text: str | None) -> Any:
+    """Read a number, ``auto`` or nothing."""
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise BadInput(f"--batch-size is a number from 1 on, or auto, but found {text}")
+    return int(text)
+
+
 def _names(words: list[str] | None) -> list[str] | None:
     """Split names at commas as well as at spaces."""
     return None if words is None else [name for word in words for name in word.split(",") if name]
@@ -208,6 +262,7 @@ _COMMANDS = {
     "list": _list,
     "show": _show,
     "speed": _speed,
+    "speed-attack": _speed_attack,
 }
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def evaluate_file(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).eval()
     test = load(dataset, data_root, download=download, code=choice.code).test
-    _probe(network, test.take(torch.arange(2)).to(device), model)
+    probe(network, test.take(torch.arange(2)).to(device), model)
     list(jobs(settings, ranked=True))  # so that a misspelled attack is told before anything is written
     name = name or weights.stem
     report = output or Path("reports") / escaped(f"evaluate-{name}")
@@ -100,8 +100,12 @@ def build(model: str, data: Description) -> nn.Module:
     )
 
 
-def _probe(network: nn.Module, images: Images, model: str) -> None:
-    """Run the network on a few images, so that what does not fit is told before hours are spent on it."""
+def probe(network: nn.Module, images: Images, model: str) -> None:
+    """Run the network on a few images, so that what does not fit is told before hours are spent on it.
+
+    Raises:
+        BadInput: naming ``model``, or the line of the user's file.
+    """
     check_images(images.pixels(), images.labels)
     try:
         check_classifier(network, images.pixels(), images.labels)

@@ -15,8 +15,10 @@ _EXAMPLES = {
     "list": "atbench list methods",
     "show": "atbench show trades",
     "speed": "atbench speed trades mart",
+    "speed-attack": "atbench speed attack --model wrn.py:build --weights wrn.safetensors --dataset cifar10 --images 64",
 }
 _A_METHOD = "a name of `atbench list methods`, or FILE:CLASS of your own"
+_PRECISIONS = ["fp32", "tf32", "bf16"]
 _A_DATASET = "a name of `atbench list datasets`, or FILE:OBJECT of your own"
 _SUMMARIES = {
     "run": "train, attack and report a whole suite",
@@ -27,6 +29,7 @@ _SUMMARIES = {
     "list": "list methods, suites, datasets or architectures",
     "show": "show one method",
     "speed": "measure what training costs beside natural training",
+    "speed-attack": "measure what AutoAttack costs on either engine: atbench speed attack",
 }
 
 
@@ -56,6 +59,8 @@ def _run_words(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="in place of the suite's")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/SUITE)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
+    _add_engine(parser, None)
+    _add_compile(parser)
     _add_pictures(parser)
     _add_credibility(parser)
     _add_sweep(parser)
@@ -85,9 +90,13 @@ def _evaluate_words(parser: ArgumentParser) -> None:
     builder = "a function that returns an nn.Module from images in [0, 1] to logits, or a name of "
     radii = "in pixel units (default: 8/255); of several, AutoAttack runs at the last, or with --sweep at all"
     attacks = (
-        "of pgd20, cw20, autoattack (default: these three), pgd20_any, and cw_l2 for the norm l2; quick is nearly "
-        "AutoAttack at a fifteenth of its passes, for development, and is never ranked"
+        "of pgd20, cw20, autoattack (default: these three), pgd20_any, cw_l2 for the norm l2, autoattack_plus, "
+        "autoattack_rand for networks that answer at random, and autoattack_custom; quick is nearly AutoAttack at a "
+        "fifteenth of its passes, for development, and is never ranked"
     )
+    custom = "what autoattack_custom runs, of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square"
+    searched = "of our engine's search: fp32 is strict; every success is confirmed in fp32 (default: fp32)"
+    together = "images at once, or auto: AutoAttack's by a short probe (default: 200; AutoAttack 64, 512 on a GPU)"
     add = parser.add_argument
     add("--model", required=True, metavar="FILE:BUILDER", help=f"{builder}`atbench list architectures`")
     add("--weights", required=True, type=Path, metavar="FILE", help="safetensors, or a PyTorch state dict")
@@ -95,9 +104,13 @@ def _evaluate_words(parser: ArgumentParser) -> None:
     add("--norm", default="linf", choices=["linf", "l2", "l1"], help="of the perturbation (default: linf)")
     add("--epsilon", nargs="+", type=str, default=["8/255"], metavar="FRACTION", help=radii)
     add("--attacks", "--attack", nargs="+", default=["pgd20", "cw20", "autoattack"], metavar="NAME", help=attacks)
+    add("--custom", nargs="+", default=[], metavar="NAME", help=custom)
     _add_sweep(parser)
     add("--images", type=int, metavar="N", help="the first N test images (default: all)")
-    add("--batch-size", type=int, default=200, metavar="N", help="images at once (default: 200)")
+    add("--batch-size", metavar="N", help=together)
+    _add_engine(parser, "fast")
+    add("--precision", choices=_PRECISIONS, default="fp32", help=searched)
+    _add_compile(parser)
     add("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
     add("--name", metavar="NAME", help="in the tables (default: that of the weights file)")
     add("--output", type=Path, metavar="FOLDER", help="of the report (default: reports/evaluate-NAME)")
@@ -176,6 +189,50 @@ def _add_sweep(parser: ArgumentParser) -> None:
     parser.add_argument("--sweep", choices=["none", "strict", "descending"], help=how)
 
 
+def _speed_attack_words(parser: ArgumentParser) -> None:
+    """Run the official AutoAttack and ours on one network and the same images, in turns and in one process.
+
+    Seconds, passes per image, peak memory, ratios, and every image whose verdict differs, for our engine in strict
+    fp32 and for its bf16 search, and for the development attack quick. Without --model, on a digits CNN that is trained
+    first, in seconds. Each repeat is written as it ends, and a stopped command goes on where it was.
+    """
+    add = parser.add_argument
+    add("--model", metavar="FILE:BUILDER", help="as in `atbench evaluate`, with --weights and --dataset")
+    add("--weights", type=Path, metavar="FILE", help="safetensors, or a PyTorch state dict")
+    add("--dataset", metavar="NAME", help=_A_DATASET)
+    add("--norm", choices=["linf", "l2", "l1"], help="of the perturbation (default: linf)")
+    add("--epsilon", metavar="FRACTION", help="in pixel units (default: 8/255, and 0.15 for the digits CNN)")
+    add("--images", type=int, metavar="N", help="the first N test images (default: as many as take some minutes)")
+    add("--repeats", type=int, default=3, metavar="N", help="of which median, least and most are given (default: 3)")
+    variants = "of our engine's search, one row each; every success is confirmed in fp32 (default: fp32 bf16)"
+    add("--precision", nargs="+", choices=_PRECISIONS, default=["fp32", "bf16"], help=variants)
+    _add_compile(parser)
+    together = "images at once, for both engines, or auto: by a short probe (default: 64, and 512 on a GPU)"
+    add("--batch-size", metavar="N", help=together)
+    add("--attacks", nargs="+", metavar="NAME", help="only these of apgd-ce, apgd-t, fab-t, square")
+    stock = "a further row: the official package with the parameters' gradients, which our wrapper spares it"
+    add("--stock", action="store_true", help=stock)
+    add("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
+    shown = "CSV to add to, with a .md for people beside it (default: reports/speed-attack-NAME.csv)"
+    add("--output", type=Path, metavar="FILE", help=shown)
+    _add_data(parser)
+
+
+def joined(arguments: list[str]) -> list[str]:
+    """Make one word of ``speed attack``, which is a command of its own."""
+    return ["speed-attack", *arguments[2:]] if arguments[:2] == ["speed", "attack"] else arguments
+
+
+def _add_engine(parser: ArgumentParser, default: str | None) -> None:
+    engines = "of AutoAttack: fast, ours, or official, its authors' package (default: fast)"
+    parser.add_argument("--engine", choices=["fast", "official"], default=default, help=engines)
+
+
+def _add_compile(parser: ArgumentParser) -> None:
+    pays = "the network, through torch.compile, for our engine: pays on GPUs and large networks, after up to a minute"
+    parser.add_argument("--compile", action="store_true", help=pays)
+
+
 def _add_common(parser: ArgumentParser) -> None:
     changed = "change settings of the suite, such as recipe.epochs=2"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changed)
@@ -184,7 +241,8 @@ def _add_common(parser: ArgumentParser) -> None:
     machines = "machines; start the same command on each, with NODE_RANK, MASTER_ADDR and MASTER_PORT set (default: 1)"
     parser.add_argument("--num-nodes", type=int, default=1, metavar="M", help=machines)
     precisions = ["32-true", "bf16-mixed", "16-mixed"]
-    parser.add_argument("--precision", choices=precisions, help="of training, in place of the suite's")
+    precision = "of training, in place of the suite's; of AutoAttack's search: --set evaluation.precision=bf16"
+    parser.add_argument("--precision", choices=precisions, help=precision)
     shared = "share BatchNorm's statistics between GPUs"
     parser.add_argument("--sync-batchnorm", action="store_true", help=shared)
     parser.add_argument("--dataset", metavar="NAME", help=f"in place of the suite's: {_A_DATASET}")
@@ -217,4 +275,5 @@ _WORDS: dict[str, Callable[[ArgumentParser], None]] = {
     "list": _list_words,
     "show": _show_words,
     "speed": _speed_words,
+    "speed-attack": _speed_attack_words,
 }
