@@ -8,6 +8,7 @@ neither the best value nor the step changed since the checkpoint before. Source:
 arXiv:2003.01690, section 3 and algorithm 1. Linf and L2; for L1 see :mod:`attacks.apgd_l1`.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -64,6 +65,16 @@ class APGD:
     start: Callable[[Jobs], Tensor]
     targeted: bool = False
     iterations: int = 100
+
+    def compiled(self) -> "APGD":
+        """Give the same attack with its update compiled.
+
+        On two CPU cores that makes a quarter of an update that is a twentieth of a step on the smallest networks, and
+        takes ten seconds. On GPUs it makes one kernel of forty.
+        """
+        twin = copy.copy(self)
+        object.__setattr__(twin, "_moved", torch.compile(self._moved, dynamic=False))
+        return twin
 
     def begin(self, jobs: Jobs) -> APGDState:
         """Start within the ball, as far out as the noise allows."""

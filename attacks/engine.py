@@ -112,11 +112,12 @@ def run(
     at_work: dict[int, _Work] = {}  # by slot
     state: State | None = None
     seen: Found | None = None
-    count = 0
+    count, changed = 0, True
     while True:
         free = [slot for slot in range(slots) if slot not in at_work]
         taken: list[Job] = []
-        if free and queue:
+        if changed:  # else those that wait, wait for images that are still at work
+            changed = False
             taken, queue = _next(queue, len(free), fooled, {work.job.row for work in at_work.values()})
         if taken:
             rows = torch.tensor([job.row for job in taken], device=x.device)
@@ -145,6 +146,7 @@ def run(
                     fooled.add(work.job.row)
                     at_work[slot] = work._replace(picture=pictures[place].clone())
                     over.add(slot)
+        changed = bool(over)
         for slot in sorted(over):
             work = at_work.pop(slot)
             forward, backward = oracle.forward - work.forward, oracle.backward - work.backward

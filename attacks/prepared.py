@@ -12,7 +12,7 @@ NARROW = 4  # input channels up to which a convolution's gradient is faster by a
 SAME = 1e-3  # of the largest logit: what is done here rounds differently, and nothing else
 
 
-def prepared(network: nn.Module, example: Tensor, *, compiled: bool = False) -> nn.Module:
+def prepared(network: nn.Module, example: Tensor, *, to_compile: bool = False) -> nn.Module:
     """Give a copy of ``network`` for searching: frozen, BatchNorm folded into convolutions, in the layout that is fast.
 
     What cannot be done to a network is left out: one that cannot be copied is given back as it is, one that cannot be
@@ -20,7 +20,7 @@ def prepared(network: nn.Module, example: Tensor, *, compiled: bool = False) -> 
 
     Args:
         network: in eval mode.
-        compiled: also through ``torch.compile``; pays on GPUs and large networks, after up to a minute.
+        to_compile: leave alone what a compiler does by itself, or cannot follow.
     """
     try:
         twin = copy.deepcopy(network)
@@ -29,11 +29,11 @@ def prepared(network: nn.Module, example: Tensor, *, compiled: bool = False) -> 
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
     twin = _checked(_folded(twin), twin, network, example)
-    if example.device.type == "cpu" and not compiled:
+    if example.device.type == "cpu" and not to_compile:
         twin = _checked(_with_fast_gradients(copy.deepcopy(twin)), twin, network, example)
     if _is_wide(twin):
         twin = _checked(copy.deepcopy(twin).to(memory_format=torch.channels_last), twin, network, example)
-    return torch.compile(twin, dynamic=False) if compiled else twin  # type: ignore[return-value]
+    return twin
 
 
 def _folded(network: nn.Module) -> nn.Module:

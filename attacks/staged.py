@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attacks import compiling
+from attacks.apgd import APGD
 from attacks.checks import check_images, check_logits
 from attacks.engine import Attack, Job, Outcome, run
 from attacks.errors import BadInput
@@ -87,7 +89,7 @@ def attack_in_stages(
         slots: images in a batch, default :data:`SLOTS`, eight times that on a GPU; halved where memory is too small.
         precision: of the search: ``fp32`` is strict; ``tf32`` and ``bf16`` are faster and find nearly the same. What
             searches without gradients (Square) accepts in full precision alone.
-        compiled: the network, through ``torch.compile``.
+        compiled: the network and Auto-PGD's update, through ``torch.compile``; pays on GPUs and large networks.
         finished: outcomes of an earlier, interrupted call with the same arguments, by attack; they are not repeated.
         keep: given outcomes as they arrive, every few seconds, for the next call's ``finished``.
         progress: told how it goes, at most twice a second.
@@ -106,22 +108,29 @@ def attack_in_stages(
         with torch.no_grad():
             logits = torch.cat([network(part) for part in x.split(slots)])
         stages = plan(check_logits(logits, x, y))
-        searched = prepared(network, x[:slots], compiled=compiled)
+        searched = prepared(network, x[:slots], to_compile=compiled)
+        reason = ""
+        if compiled:
+            searched, reason = compiling.compiled(searched, x[:slots])
         work = {stage.name: stage.work * stage.phases for stage in stages}
         tally = Tally(logits.argmax(1) == y, work, progress, keep)
         tally.forward += len(networks_in(network))
+        tally.log += [reason] if reason else []
         ranking = logits.sort(dim=1)[1]
         for stage in stages:
             alive = tally.alive()
             queue = [Job(row, phase) for phase in range(stage.phases) for row in alive]
             left = tally.begin(stage.name, queue, finished or {})
+            attack = stage.attack
+            if compiled and not reason and isinstance(attack, APGD):
+                attack = attack.compiled()
             oracle = Oracle(network, searched, precision=precision, repeats=stage.repeats)
             while left:
                 size = min(slots, len(alive))
                 beat, look_every = partial(tally.beat, oracle, size), 1 if on_cpu else 8
                 try:
                     run(
-                        stage.attack,
+                        attack,
                         oracle,
                         x,
                         y,

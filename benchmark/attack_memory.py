@@ -5,11 +5,12 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from benchmark.contestants import Contestant, contestants
+from attacks.oracle import Precision
+from benchmark.contestants import QUICK, SWEEP, Contestant, contestants
 from benchmark.cost import held_memory, peak_memory
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ def memory_growth(candidate: "Candidate", contestant: Contestant) -> float:
 def _growth(candidate: "Candidate", name: str) -> float:
     contest = candidate.contest()
     size = contest.batch_size
-    contest = replace(contest, x=contest.x[:size], y=contest.y[:size], index=contest.index[:size])
-    precisions = [name.removeprefix("fast-")] if name.startswith("fast-") else []
-    one = next(one for one in contestants(precisions, stock=True) if one.name == name)  # type: ignore[arg-type]
-    with torch.no_grad():
-        contest.network(contest.x)
+    contest = replace(contest, images=contest.images.take(torch.arange(min(size, len(contest.images)))))
+    everyone = contestants(get_args(Precision), stock=True, sweep=True)
+    one = next(one for one in everyone if one.name == name)
+    pixels = contest.x.clone().requires_grad_()
+    contest.network(pixels[:1]).sum().backward()  # what the libraries need once is nobody's
     before = held_memory()
-    for attack in contest.only:
+    for attack in contest.only[:1] if name in (QUICK, SWEEP) else contest.only:
         begun: list[float] = []
 
         def beat(_what: str, begun: list[float] = begun) -> None:

@@ -74,8 +74,8 @@ class Candidate:
         own_model.probe(network.to(device).eval(), test.take(torch.arange(2)).to(device), self.model)
         images = test.take(torch.arange(min(len(test), self.images or MOST_IMAGES))).to(device)
         threat = ThreatModel(self.norm, fraction(self.epsilon, "--epsilon"))
-        x, y, size = images.pixels(), images.labels, self.batch_size or SLOTS * (8 if device.type == "cuda" else 1)
-        return Contest(network, x, y, images.index, threat, self.seed, size, self.compiled, self.only)
+        size = self.batch_size or SLOTS * (8 if device.type == "cuda" else 1)
+        return Contest(network, images, threat, self.seed, size, self.compiled, self.only)
 
 
 def attack_speed(
@@ -86,6 +86,7 @@ def attack_speed(
     precisions: Sequence[Precision],
     auto: bool,
     stock: bool,
+    sweep: bool,
     output: Path | None,
     more: Sequence[Contestant] = (),
 ) -> int:
@@ -111,7 +112,7 @@ def attack_speed(
         found = replace(candidate or _own_candidate(path, console), **changes)  # type: ignore[arg-type]
         found = _completed(found, before, auto)
         contest = found.contest()
-        who = [*contestants(precisions, stock=stock), *more]
+        who = [*contestants(precisions, stock=stock, sweep=sweep), *more]
         setting = _setting(found, contest)
         if (differing := stored.setting_differs(before, setting)) is not None:
             raise BadInput(

@@ -207,6 +207,8 @@ def _speed_attack(chosen: Namespace) -> int:
     only = tuple(_names(chosen.attacks) or STAGES)
     if unknown := [name for name in only if name not in STAGES]:
         raise BadInput(f"--attacks takes {', '.join(STAGES)}, but found {unknown[0]}")
+    if chosen.sweep and only != STAGES:
+        raise BadInput("--sweep is of the whole AutoAttack: leave --attacks out")
     size = _batch_size(chosen.batch_size)
     common: dict[str, Any] = {
         "images": _positive("--images", chosen.images),
@@ -229,6 +231,7 @@ def _speed_attack(chosen: Namespace) -> int:
         precisions=list(dict.fromkeys(chosen.precision)),
         auto=size == "auto",
         stock=chosen.stock,
+        sweep=chosen.sweep,
         output=chosen.output,
     )
 

@@ -3,8 +3,10 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from attacks import autoattack as fast
@@ -14,8 +16,12 @@ from attacks.oracle import Precision
 from attacks.quick import quick
 from attacks.staged import Staged
 from attacks.threat import ThreatModel
+from benchmark.data import Images
+from benchmark.evaluation import evaluate
+from benchmark.suite import Evaluation
 
-OFFICIAL, STOCK, QUICK = "official", "official-stock", "quick"
+OFFICIAL, STOCK, QUICK, SWEEP = "official", "official-stock", "quick", "fast-fp32-sweep"
+RADII = (1 / 3, 2 / 3, 1, 4 / 3, 2)  # of epsilon: five, as in the suites
 
 Beat = Callable[[str], None]
 """Told how an attack goes, at least once a second; there it may be interrupted, so that others have their turn."""
@@ -27,21 +33,34 @@ class Contest:
 
     Args:
         network: on the images' device, in eval mode.
-        x: clean images ``(n, c, h, w)``; ``y`` their labels, ``index`` their numbers in the data set.
+        images: the clean ones, with labels and their numbers in the data set.
         batch_size: images at once, for everyone.
         compiled: the network, through ``torch.compile``, for our engine.
         only: these attacks of AutoAttack.
     """
 
     network: nn.Module
-    x: Tensor
-    y: Tensor
-    index: Tensor
+    images: Images
     threat: ThreatModel
     seed: int
     batch_size: int
     compiled: bool = False
     only: tuple[str, ...] = official.STAGES
+
+    @cached_property
+    def x(self) -> Tensor:
+        """Pixels ``(n, c, h, w)``."""
+        return self.images.pixels()
+
+    @property
+    def y(self) -> Tensor:
+        """Labels ``(n,)``."""
+        return self.images.labels
+
+    @property
+    def index(self) -> Tensor:
+        """Numbers in the data set ``(n,)``."""
+        return self.images.index
 
 
 class Contestant(NamedTuple):
@@ -52,8 +71,8 @@ class Contestant(NamedTuple):
     share: float
 
 
-def contestants(precisions: Sequence[Precision], *, stock: bool = False) -> list[Contestant]:
-    """List who runs, the official AutoAttack first.
+def contestants(precisions: Sequence[Precision], *, stock: bool = False, sweep: bool = False) -> list[Contestant]:
+    """List who runs, the official AutoAttack first, and last with ``sweep`` ours at five radii, in descending order.
 
     It runs as ``--engine official`` does: through our wrapper, which spares it the gradients of parameters. With
     ``stock`` it runs a second time as its authors ship it, where FAB fills them in.
@@ -62,6 +81,7 @@ def contestants(precisions: Sequence[Precision], *, stock: bool = False) -> list
     chosen += [Contestant(STOCK, _official(stock=True), 1.1)] if stock else []
     shares: dict[Precision, float] = {"fp32": 0.7, "tf32": 0.4, "bf16": 0.5}
     chosen += [Contestant(f"fast-{name}", _fast(name), shares[name]) for name in precisions]
+    chosen += [Contestant(SWEEP, _sweep, 1.0)] if sweep else []
     return [*chosen, Contestant(QUICK, _quick, 0.06)]
 
 
@@ -130,4 +150,32 @@ def _quick(contest: Contest, beat: Beat) -> Staged:
         slots=contest.batch_size,
         compiled=contest.compiled,
         progress=lambda progress: beat(f"{progress.attack}: {progress.robust} hold"),
+    )
+
+
+def _sweep(contest: Contest, beat: Beat) -> Staged:
+    """Attack at five radii by ``evaluation.sweep: descending``; verdicts are those at epsilon, passes those of all."""
+    epsilon = contest.threat.epsilon
+    settings = Evaluation(
+        epsilons=[share * epsilon for share in RADII],
+        ranked_at=[epsilon],
+        attacks=["autoattack"],
+        seed=contest.seed,
+        slots=contest.batch_size,
+        compile=contest.compiled,
+        sweep="descending",
+    )
+    found = evaluate(
+        _own(contest.network), contest.images, contest.threat, settings, tell=lambda what, _done, _total: beat(what)
+    )
+    rows = found[found["attack"] == "autoattack"]
+    spent = rows.groupby("index")[["forward", "backward"]].sum().loc[contest.index.tolist()]
+    there = rows[rows["epsilon"] == epsilon].set_index("index").loc[contest.index.tolist()]
+    return Staged(
+        contest.x,
+        there["by"].tolist(),
+        {},
+        torch.tensor(spent["forward"].to_numpy()),
+        torch.tensor(spent["backward"].to_numpy()),
+        [],
     )

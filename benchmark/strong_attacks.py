@@ -9,11 +9,13 @@ from attacks import autoattack as fast
 from attacks import official
 from attacks import quick as development
 from attacks.autoattack import Version
+from attacks.probe import fastest_slots
 from attacks.staged import Staged
 from attacks.tally import Progress
 from benchmark.errors import BadInput
 from benchmark.fixed_steps import Attacked, Subject
 from benchmark.journal import Journal
+from benchmark.storage import read_yaml, write_yaml
 
 PART = 1000  # images whose verdicts make one file: with fewer, slots would idle more often at the end
 
@@ -72,6 +74,10 @@ def _on_slots(
         if tell is not None:
             tell(sentence(progress), int(100 * progress.share), 100)
 
+    slots, chosen = settings.slots, list[str]()
+    if slots == "auto":
+        slots = _probed(subject, x)
+        chosen = [f"slots: {slots}, by a short probe; evaluation.slots={slots} repeats this"]
     result = attack(
         subject.network,
         x,
@@ -79,7 +85,7 @@ def _on_slots(
         subject.threat,
         seed=settings.seed,
         index=index,
-        slots=None if settings.slots == "auto" else settings.slots,
+        slots=slots,
         precision=settings.precision,
         compiled=settings.compile,
         finished=None if journal is None else journal.read(),
@@ -87,7 +93,20 @@ def _on_slots(
         progress=told,
         **words,
     )
-    return Attacked(result.adversarial, result.by, result.forward, result.backward, result.log)
+    return Attacked(result.adversarial, result.by, result.forward, result.backward, [*chosen, *result.log])
+
+
+def _probed(subject: Subject, x: Tensor) -> int:
+    """Choose slots by measurement, once for all parts of a job, so that one that was killed goes on with as many."""
+    if subject.unfinished is None:
+        return fastest_slots(subject.network, x, precision=subject.settings.precision)
+    kept = subject.unfinished.with_name("slots.yaml")
+    if not kept.is_file():
+        write_yaml(kept, {"slots": fastest_slots(subject.network, x, precision=subject.settings.precision)})
+    slots = read_yaml(kept).get("slots")
+    if not isinstance(slots, int) or slots < 1:
+        raise BadInput(f"{kept} holds slots, a number from 1 on, but found {slots!r}: delete it, it is measured anew")
+    return slots
 
 
 def sentence(progress: Progress) -> str:

@@ -212,6 +212,8 @@ def _speed_attack_words(parser: ArgumentParser) -> None:
     add("--attacks", nargs="+", metavar="NAME", help="only these of apgd-ce, apgd-t, fab-t, square")
     stock = "a further row: the official package with the parameters' gradients, which our wrapper spares it"
     add("--stock", action="store_true", help=stock)
+    five = "a further row: our engine at five epsilons, evaluation.sweep=descending, against one"
+    add("--sweep", action="store_true", help=five)
     add("--seed", type=int, default=0, metavar="N", help="of every draw (default: 0)")
     shown = "CSV to add to, with a .md for people beside it (default: reports/speed-attack-NAME.csv)"
     add("--output", type=Path, metavar="FILE", help=shown)
