@@ -45,7 +45,7 @@ def clean_vs_robust(summary: Summary) -> Figure:
     percent(axes.xaxis)
     axes.set(xlabel="clean accuracy", ylabel="robust accuracy (worst case over attacks)")
     _finish(axes, title, _setting(summary))
-    _legend(axes, board.method, looks(summary.methods), _names(summary))
+    _legend(axes, board.method, looks(summary.methods), _names(summary, summary.suite.headline_epsilon))
     return figure
 
 
@@ -69,7 +69,8 @@ def cost_vs_robustness(summary: Summary) -> Figure:
         xlabel="training passes per image (forward + backward)", ylabel="robust accuracy (worst case over attacks)"
     )
     _finish(axes, title, _setting(summary))
-    labels = {method: f"{name}  ({summary.classes.get(method)})" for method, name in _names(summary).items()}
+    names = _names(summary, summary.suite.headline_epsilon)
+    labels = {method: f"{name}  ({summary.classes.get(method)})" for method, name in names.items()}
     _legend(axes, board.method, looks(summary.methods), labels)
     return figure
 
@@ -253,9 +254,9 @@ def _finish(axes: Axes, title: str, subtitle: str) -> None:
     titled(axes, title, subtitle)
 
 
-def _names(summary: Summary) -> dict[str, str]:
-    """Give each method's name as figures write it, with the word that stands at it: no length cuts that off."""
-    return {method: named(short(method), summary.note(method)) for method in summary.methods}
+def _names(summary: Summary, epsilon: float | None = None) -> dict[str, str]:
+    """Give each method's name as figures write it, with the words that stand at it: no length cuts those off."""
+    return {method: named(short(method), summary.notes(method, epsilon=epsilon)) for method in summary.methods}
 
 
 def _headline(summary: Summary) -> pd.DataFrame:

@@ -53,6 +53,7 @@ COMPARISONS = [
         "images",
         "verdict",
     ),
+    *("credibility", "against_credibility"),
 ]
 
 
@@ -106,16 +107,18 @@ def leaderboard(
 def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
     """Compare the worst case of each ranked method with ``against`` in its class, image by image; columns COMPARISONS.
 
-    ``difference`` is the method's accuracy minus the other's. Holm corrects over all comparisons of a class, its
-    ranking epsilons together. Where a user named what methods of theirs are compared with, these are all comparisons
-    and one family, and a class other than the method's own stands beside it.
+    ``difference`` is the method's accuracy minus the other's; both marks of credibility stand beside it. Holm corrects
+    over all comparisons of a class, its ranking epsilons together. Where a user named what methods of theirs are
+    compared with, these are all comparisons and one family, and a class other than the method's own stands beside it.
     """
     ranked = table[table.rank_low.notna()]
     named = suite.compared is not None
     lines: list[dict[str, object]] = []
     for (*_, epsilon), rows in groups(ranked, ["epsilon"] if named else ["class", "epsilon"]):
         names, cells = _worst_cells(verdicts, suite.ranked_checkpoint, epsilon, rows.method)
-        seeds, classes = (dict(zip(rows.method, rows[column], strict=True)) for column in ("seeds", "class"))
+        seeds, classes, marks = (
+            dict(zip(rows.method, rows[column], strict=True)) for column in ("seeds", "class", "credibility")
+        )
         for method in sorted(names if suite.compared is None else {*names} & {*suite.compared}):
             for other in against:
                 if other == method or other not in names:
@@ -124,7 +127,8 @@ def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, again
                 group = " against ".join(dict.fromkeys([classes[method], classes[other]]))
                 what = {"class": group, "method": method, "against": other, "epsilon": epsilon, "seeds": seeds[method]}
                 ends = {"difference": found.interval.estimate, "low": found.interval.low, "high": found.interval.high}
-                lines.append({**what, **ends, "p": found.p, "images": found.images})
+                believed = {"credibility": marks[method], "against_credibility": marks[other]}
+                lines.append({**what, **ends, "p": found.p, "images": found.images, **believed})
     compared = pd.DataFrame(lines, columns=COMPARISONS)
     for family in [compared] if named else [rows for _, rows in compared.groupby("class")]:
         compared.loc[family.index, "p_holm"] = holm(family.p.tolist())
