@@ -11,6 +11,7 @@ import pandas as pd
 from benchmark.errors import BadInput
 from benchmark.report.costs import costs
 from benchmark.report.credibility import credibility, marked
+from benchmark.report.engines import with_engine
 from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderboard
 from benchmark.report.measure import judged, per_network, pooled
 from benchmark.report.recovered import recovered
@@ -129,7 +130,8 @@ def summarise(folder: Path) -> Summary:
         progress=_progress(suite, cards, found),
         figures=figures,
         leaderboard=board,
-        accuracy=per_network(verdicts),  # of failed experiments too: what was judged stays judged
+        # Of failed experiments too: what was judged stays judged.
+        accuracy=with_engine(per_network(verdicts), verdicts),
         autoattack_stages=stages,
         comparisons=comparisons(suite, board, counted, suite.against),
         table1=survey_table(suite, cards, board),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from benchmark.report.attack_names import SELDOM, readable
 from benchmark.report.leaderboard import NO_AUTOATTACK
 from benchmark.report.style import epsilon_text
 from benchmark.report.summary import Summary
@@ -24,6 +25,8 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
     shown = {
         name: attack for name, attack in _COLUMNS.items() if attack != "row" or summary.leaderboard.row.notna().any()
     }
+    board, suite = summary.leaderboard, summary.suite
+    seldom = {readable(name, suite): _accuracy(name, scale=100) for name in SELDOM if name in board}
     quick = {f"quick ({NO_AUTOATTACK})": _accuracy("quick", scale=100)}
     taught = {
         "labels": lambda line: _labels(line),
@@ -40,6 +43,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "checkpoint": lambda line: line["checkpoint"],
             "epsilon": lambda line: "" if _absent(line["epsilon"]) else epsilon_text(line["epsilon"]),
             **{heading: _accuracy(attack, scale=100) for heading, attack in shown.items()},
+            **seldom,
             **(quick if summary.leaderboard.quick.notna().any() else {}),
             **({"alarm": lambda line: line["alarm"]} if alarmed else {}),
             "seeds": lambda line: _whole(line["seeds"]),
@@ -116,10 +120,11 @@ def readable_accuracy(summary: Summary) -> pd.DataFrame:
         "seed": lambda line: str(line["seed"]),
         **({"fold": lambda line: str(line["fold"])} if folds else {}),
         "checkpoint": lambda line: line["checkpoint"],
-        "attack": lambda line: line["attack"],
+        "attack": lambda line: readable(line["attack"], summary.suite),
         "epsilon": lambda line: epsilon_text(line["epsilon"]),
         "accuracy": _accuracy("accuracy", scale=100, low="low", high="high"),
         "images": lambda line: _whole(line["images"]),
+        "engine": lambda line: line["engine"],
         "carried": lambda line: f"{100 * line['carried_share']:.0f}%" if line["carried"] else "",
     }
     return _strings(summary.accuracy, columns)
@@ -229,7 +234,7 @@ def readable_recovered(summary: Summary) -> pd.DataFrame:
         {
             "method": lambda line: summary.marked(line["method"], line["checkpoint"], line["epsilon"]),
             "checkpoint": lambda line: line["checkpoint"],
-            "attack": lambda line: line["attack"],
+            "attack": lambda line: readable(line["attack"], summary.suite),
             "epsilon": lambda line: epsilon_text(line["epsilon"]),
             "accuracy": lambda line: _number(100 * line["accuracy"], ".1f"),
             **{heading: _end(summary, name) for heading, name in (("lower end", "lower"), ("oracle", "oracle"))},
