@@ -18,7 +18,7 @@ from benchmark.credibility.task import keep_probes, way_of
 from benchmark.data import Description, Images, load
 from benchmark.display import bars
 from benchmark.errors import BadInput
-from benchmark.evaluation import Tell, evaluate, jobs
+from benchmark.evaluation import Tell, check_versions, evaluate, jobs
 from benchmark.experiment import description
 from benchmark.results import manifest
 from benchmark.results.evidence import card_path, escaped, evidence_folder
@@ -60,6 +60,8 @@ def evaluate_file(
     test = load(dataset, data_root, download=download, code=choice.code).test
     probe(network, test.take(torch.arange(2)).to(device), model)
     list(jobs(settings, ranked=True))  # so that a misspelled attack is told before anything is written
+    few = test.take(torch.arange(1)).to(device)
+    check_versions(network, few, ThreatModel(norm), settings, settings.attacks)
     name = name or weights.stem
     report = output or Path("reports") / escaped(f"evaluate-{name}")
     console = Console(stderr=True)
