@@ -5,7 +5,7 @@ the authors' package defines them (github.com/fra31/auto-attack).
 """
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ def autoattack(
     budgets = phases(version, threat.norm, attacks)
 
     def plan(classes: int) -> list[Stage]:
-        _check_classes([name for name in budgets if only is None or name in only], classes)
+        check_classes([name for name in budgets if only is None or name in only], classes)
         repeats = _RAND_REPEATS if version == "rand" else 1
         return [
             Stage(
@@ -129,12 +129,21 @@ def _attack(name: str, threat: ThreatModel, seed: int, *, from_afar: bool) -> At
     return APGD(threat, LOSSES[name], start, targeted=targeted)
 
 
-def _check_classes(names: Sequence[str], classes: int) -> None:
+def check_classes(names: Iterable[str], classes: int) -> None:
+    """Accept attacks that are defined for so many classes.
+
+    Raises:
+        BadInput: naming the attack, and those that would do.
+    """
     for name in names:
         least = _LEAST_CLASSES.get(name, 2)
         if classes < least:
-            fitting = [other for other in NAMES if classes >= _LEAST_CLASSES.get(other, 2)]
+            others = ", ".join(fitting(classes))
             raise BadInput(
-                f"{name} needs at least {least} classes, but found {classes}: use version custom with attacks "
-                f"{', '.join(fitting)}"
+                f"{name} needs at least {least} classes, but found {classes}: use version custom with attacks {others}"
             )
+
+
+def fitting(classes: int) -> list[str]:
+    """List the attacks of :data:`NAMES` that are defined for so many classes."""
+    return [name for name in NAMES if classes >= _LEAST_CLASSES.get(name, 2)]

@@ -36,14 +36,29 @@ def check_classifier(network: nn.Module, x: Tensor, y: Tensor) -> int:
     """Run ``network`` once on ``x`` and look at what comes out; returns the number of classes.
 
     Raises:
-        BadInput: for a network in train mode, an output that is no tensor ``(n, k)``, logits that are not finite, or
-            labels outside the classes.
+        BadInput: for a network in train mode or one that changes its images, an output that is no tensor ``(n, k)``,
+            logits that are not finite, or labels outside the classes.
     """
     if any(module.training for module in network.modules()):
         raise BadInput("the network is attacked as it will be used, but found it in train mode: call network.eval()")
+    given = x.clone()
     with torch.no_grad():
-        logits = network(x)
+        logits = network(given)
+    check_unchanged(given, x)
     return check_logits(logits, x, y)
+
+
+def check_unchanged(given: Tensor, x: Tensor) -> None:
+    """Accept what a network was ``given`` if it left it as ``x``, the same images, are.
+
+    Raises:
+        BadInput: for a network that writes to its images: an attack would lose track of what it asks about.
+    """
+    if not torch.equal(given, x):
+        raise BadInput(
+            "the network leaves the images it is given as they are, but found it changing them: write x = x - mean in "
+            "place of x -= mean, and so on"
+        )
 
 
 def check_logits(logits: object, x: Tensor, y: Tensor) -> int:

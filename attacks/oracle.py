@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from attacks.modes import products
 from attacks.passes import networks_in
+from attacks.slope import slope
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
@@ -65,8 +66,8 @@ class Oracle:
             with torch.enable_grad(), products("tf32" if self.precision == "tf32" else "ieee"):
                 logits = self._ask(asked, self.precision)
                 values = objective(logits)
-                (slope,) = torch.autograd.grad(values.sum(), asked)
-            total = slope if total is None else total + slope
+                gradient = slope(values.sum(), asked)
+            total = gradient if total is None else total + gradient
         assert total is not None
         return logits.detach(), values.detach(), total if self.repeats == 1 else total / self.repeats
 
@@ -78,7 +79,7 @@ class Oracle:
             with torch.enable_grad(), products("tf32" if self.precision == "tf32" else "ieee"):
                 logits = self._ask(asked, self.precision)
                 sums = logits.sum(0).unbind()  # images do not mix: one sum serves the whole batch
-                found = [torch.autograd.grad(each, asked, retain_graph=each is not sums[-1])[0] for each in sums]
+                found = [slope(each, asked, retain_graph=each is not sums[-1]) for each in sums]
             self.forward += self.cost
             self.backward += self.cost * len(sums)
             gradients = torch.stack(found, 1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.objectives import Objective, cross_entropy_with
+from attacks.slope import slope
 from attacks.threat import ThreatModel, per_image
 
 
@@ -77,8 +78,8 @@ def pgd(
             moving = moving & (left > 0)
             if not moving.any():
                 break
-        (slope,) = torch.autograd.grad(value.sum(), point)  # a mean would tie an image's step to its batch
-        gradient = _placed(slope, rows, gradient)
+        found = slope(value.sum(), point)  # a mean would tie an image's step to its batch
+        gradient = _placed(found, rows, gradient)
         if stationary is not None:
             moving = moving & ~stationary(adversarial, gradient)
             if not moving.any():

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from attacks import compiling
 from attacks.apgd import APGD
-from attacks.checks import check_images, check_logits
+from attacks.checks import check_images, check_logits, check_unchanged
 from attacks.engine import Attack, Job, Outcome, run
 from attacks.errors import BadInput
-from attacks.modes import full_precision, without_parameter_gradients
+from attacks.modes import full_precision, products, without_parameter_gradients
 from attacks.oracle import Oracle, Precision
 from attacks.passes import networks_in
 from attacks.prepared import prepared
@@ -100,13 +100,14 @@ def attack_in_stages(
     check_images(x, y, threat.low, threat.high)
     if any(module.training for module in network.modules()):
         raise BadInput("the network is attacked as it will be used, but found it in train mode: call network.eval()")
-    x, y = x.contiguous().clone(), y.clone()  # of inference tensors autograd would keep none
+    given, x, y = x, x.contiguous().clone(), y.clone()  # of inference tensors autograd would keep none
     indices = list(range(len(x))) if index is None else index.tolist()
     on_cpu = x.device.type == "cpu"
     slots = slots or SLOTS * (1 if on_cpu else 8)
     with torch.random.fork_rng(devices=[]), full_precision(x), without_parameter_gradients(network):
-        with torch.no_grad():
+        with torch.no_grad(), products("ieee"):
             logits = torch.cat([network(part) for part in x.split(slots)])
+        check_unchanged(x, given)
         stages = plan(check_logits(logits, x, y))
         searched = prepared(network, x[:slots], to_compile=compiled)
         reason = ""

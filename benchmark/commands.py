@@ -10,7 +10,8 @@ from rich.console import Console
 
 from benchmark import own_parts, published
 from benchmark.credibility.run import Depth
-from benchmark.credibility.task import ProbeTask, transfers
+from benchmark.credibility.saved import SavedTask, looks
+from benchmark.credibility.task import ProbeTask, TransferTask, transfers
 from benchmark.data import load as load_data
 from benchmark.devices import Devices
 from benchmark.display import Display
@@ -84,16 +85,24 @@ def run(
         tasks = [
             task for experiment in experiments for task in _unfinished(experiment, suite, places, tests, credibility)
         ]
+        probes = [task for task in tasks if isinstance(task, ProbeTask)]
+        manifest.forget(report, [path for task in probes for path in task.left(places, suite.evaluation)])
         console = Console(stderr=True)
         if not tasks:
             console.out(f"everything in {suite.name} is finished already", highlight=False)
         at_once = processes or workers()
         with Display(suite.name, len(tasks), console) as display:
             outcomes = run_tasks(tasks, places, suite.evaluation, processes=at_once, watcher=display)
+        after: dict[str, Sequence[SavedTask | TransferTask]] = {
+            "saved pictures": looks(experiments, places, suite.evaluation)
+        }
         if credibility == "full":  # everything is trained now that will be
-            pictures = transfers(experiments, places, suite.evaluation)
-            with Display(f"{suite.name}: transfer", len(pictures), console) as display:
-                outcomes |= run_tasks(pictures, places, suite.evaluation, processes=at_once, watcher=display)
+            after["transfer"] = transfers(experiments, places, suite.evaluation)
+        for phase, left in after.items():
+            if left:
+                manifest.forget(report, [path for task in left for path in task.left(places, suite.evaluation)])
+                with Display(f"{suite.name}: {phase}", len(left), console) as display:
+                    outcomes |= run_tasks(left, places, suite.evaluation, processes=at_once, watcher=display)
         _keep_failures(outcomes, places)
         _report(report, console)
     return _exit_code(outcomes, console, report)
@@ -289,7 +298,7 @@ def _unfinished(
         left = tuple(name for name in attacks if name in missing)
         tasks += [Task(experiment, left)] if left else []
     probes = ProbeTask(experiment, depth=depth)
-    return [*tasks, probes] if probes.is_left(places, settings) else tasks
+    return [*tasks, probes] if probes.left(places, settings) else tasks
 
 
 def _card_is_kept(experiment: Experiment, places: Places) -> bool:

@@ -30,6 +30,7 @@ from benchmark.strong_attacks import (
     autoattack_custom,
     autoattack_plus,
     autoattack_rand,
+    check_version,
     engine,
     quick,
 )
@@ -100,6 +101,13 @@ def evaluate(
     frames, done, total = [], 0, sum(map(len, batches.values()))
     known = Known(settings, todo, place)
     with in_mode(network, "eval"):
+        check_versions(
+            network,
+            chosen.take(torch.arange(1)).to(device),
+            threat,
+            settings,
+            dict.fromkeys(job.attack for job in todo),
+        )
         for job in todo:
             folder = None if place is None else place(job)
             finished = set() if folder is None else {path.name for path in finished_parts(folder, settings, job)}
@@ -127,6 +135,22 @@ def evaluate(
                     for journal in folder.glob(f"part-{number:05d}.*unfinished"):
                         Journal(journal).close()
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=evidence.SCHEMA.names)
+
+
+def check_versions(
+    network: nn.Module, images: Images, threat: ThreatModel, settings: Evaluation, attacks: Collection[str]
+) -> None:
+    """Hold versions of AutoAttack among ``attacks`` against the network, before hours are spent on other attacks.
+
+    Raises:
+        BadInput: see :func:`benchmark.strong_attacks.check_version`, and for a network that cannot be attacked at all.
+    """
+    versions = [attack for attack in attacks if attack in RANKING_ONLY]
+    if versions:
+        first = images.take(torch.arange(1, device=images.labels.device))
+        classes = check_classifier(network, first.pixels(), first.labels)
+        for attack in versions:
+            check_version(attack, settings, threat.norm, classes)
 
 
 def part_size(settings: Evaluation, attack: str) -> int:

@@ -13,14 +13,16 @@ from attacks.passes import networks_in
 from attacks.threat import Norm, ThreatModel
 from benchmark import architectures, own_network, own_parts, user_code
 from benchmark.credibility.run import Depth
+from benchmark.credibility.saved import keep_saved, left_of
 from benchmark.credibility.task import keep_probes, way_of
 from benchmark.data import Description, Images, load
 from benchmark.display import bars
 from benchmark.errors import BadInput
-from benchmark.evaluation import Tell, evaluate, jobs
+from benchmark.evaluation import Tell, check_versions, evaluate, jobs
 from benchmark.experiment import description
 from benchmark.results import manifest
 from benchmark.results.evidence import card_path, escaped, evidence_folder
+from benchmark.results.probes import is_probed, probe_path
 from benchmark.storage import load_weights, locked, sha256, write_yaml
 from benchmark.suite import DataChoice, Evaluation
 from benchmark.tasks import same_measurement
@@ -58,6 +60,8 @@ def evaluate_file(
     test = load(dataset, data_root, download=download, code=choice.code).test
     probe(network, test.take(torch.arange(2)).to(device), model)
     list(jobs(settings, ranked=True))  # so that a misspelled attack is told before anything is written
+    few = test.take(torch.arange(1)).to(device)
+    check_versions(network, few, ThreatModel(norm), settings, settings.attacks)
     name = name or weights.stem
     report = output or Path("reports") / escaped(f"evaluate-{name}")
     console = Console(stderr=True)
@@ -79,7 +83,10 @@ def evaluate_file(
                 tell=tell,
             )
             way = way_of(settings, threat, dataset=images, weights=digest)
+            probed = is_probed(path := probe_path(report, name, "last"), way, credibility)
+            manifest.forget(report, [*([] if probed else [path]), *left_of(report, name, "last", way)])
             keep_probes(report, name, "last", lambda: network, test, threat, settings, way, credibility, tell)
+            keep_saved(report, name, "last", lambda: network, test, threat, settings, way)
         from benchmark.report import build as build_report
 
         build_report(report)

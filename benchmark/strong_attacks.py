@@ -12,10 +12,12 @@ from attacks.autoattack import Version
 from attacks.probe import fastest_slots
 from attacks.staged import Staged
 from attacks.tally import Progress
+from attacks.threat import Norm
 from benchmark.errors import BadInput
 from benchmark.fixed_steps import Attacked, Subject
 from benchmark.journal import Journal
 from benchmark.storage import read_yaml, write_yaml
+from benchmark.suite import Evaluation
 
 PART = 1000  # images whose verdicts make one file: with fewer, slots would idle more often at the end
 
@@ -45,6 +47,23 @@ def autoattack_custom(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> 
 def quick(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
     """The development attack, always on our engine; what it leaves is no AutoAttack figure."""
     return _on_slots(subject, development.quick, x, y, index)
+
+
+def check_version(attack: str, settings: Evaluation, norm: Norm, classes: int) -> None:
+    """Tell, before anything is attacked, that a version of AutoAttack cannot run as it is asked for.
+
+    Raises:
+        BadInput: for too few classes, attacks that there are not, or an engine that has only the standard version;
+            naming what can be asked for in its place.
+    """
+    version: Any = attack.partition("_")[2] or "standard"
+    if settings.engine == "official" and version != "standard":
+        raise BadInput(f"the official engine runs AutoAttack standard alone, but found {version}: use engine fast")
+    try:
+        fast.check_classes(fast.phases(version, norm, settings.custom if version == "custom" else None), classes)
+    except BadInput as error:
+        words = f"--attacks autoattack_custom --custom {' '.join(fast.fitting(classes))}"
+        raise BadInput(f"{attack}: {error} (atbench evaluate: {words}; in a suite: evaluation.custom)") from None
 
 
 def engine(subject: Subject, attack: str) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attacks.objectives import Objective, cross_entropy_with, margin, margin_with
+from attacks.slope import slope
 from benchmark.credibility import rules
 from benchmark.credibility.probed import Probed
 from benchmark.credibility.record import Check, Rule
@@ -85,6 +86,5 @@ def _gradients(probed: Probed, x: Tensor, objective: Callable[[Tensor], Objectiv
         point = part.detach().clone().requires_grad_()
         with torch.enable_grad():
             value = objective(labels)(probed.network(point)).sum()
-        (slope,) = torch.autograd.grad(value, point, allow_unused=True) if value.requires_grad else (None,)
-        found.append(torch.zeros_like(point) if slope is None else slope)
+        found.append(slope(value, point))
     return torch.cat(found)

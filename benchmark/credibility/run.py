@@ -1,6 +1,6 @@
 """Which checks a network is put to: a cheap subset with every evaluation, all of them when asked for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -10,6 +10,7 @@ from attacks.modes import in_mode
 from attacks.passes import Passes, counting
 from attacks.threat import ThreatModel
 from benchmark.credibility import black_box, gradients, outputs, rules, steps
+from benchmark.credibility.pictures import NONE, Saved, saved_pictures
 from benchmark.credibility.probed import Probed
 from benchmark.credibility.record import Check, Rule
 from benchmark.credibility.transfer import transfer
@@ -84,6 +85,7 @@ def probe(
             if tell is not None:
                 tell(rule.name, done, len(todo))
             found.append(_guarded(rule, function, probed))
+    found.append(rules.SAVED.absent(probed.setting, NONE))  # until :func:`probe_saved` says something else
     if probed.thorough:
         return [*found, rules.TRANSFER.absent(probed.setting, ALONE)], passes
     return [
@@ -106,6 +108,21 @@ def probe_transfer(
     probed = probed_on(network, images, threat, dataset=dataset, depth="full", batch_size=batch_size, seed=seed)
     with in_mode(network, "eval"):
         return _guarded(rules.TRANSFER, lambda probed: transfer(probed, others), probed)
+
+
+def probe_saved(
+    network: nn.Module,
+    saved: Iterable[Saved],
+    images: Images,
+    threat: ThreatModel,
+    *,
+    dataset: str,
+    batch_size: int = 200,
+) -> Check:
+    """Look at pictures that attacks saved; ``batch_size`` is the evaluation's, others as in :func:`probe`."""
+    probed = probed_on(network, images, threat, dataset=dataset, depth="cheap", batch_size=batch_size)
+    with in_mode(network, "eval"):
+        return _guarded(rules.SAVED, lambda probed: saved_pictures(probed, saved), probed)
 
 
 def probed_on(

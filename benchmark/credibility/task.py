@@ -31,13 +31,13 @@ class ProbeTask(Task):
 
     def perform(self, places: Places, settings: Evaluation, tell: Tell) -> None:
         """Probe the checkpoints that are not probed yet."""
-        test = _test_images(self.experiment, places)
+        test = test_images(self.experiment, places)
         for checkpoint, way in ways(self.experiment, places, settings).items():
             keep_probes(
                 places.report,
                 self.experiment.name,
                 checkpoint,
-                partial(_restored, self.experiment, places, checkpoint),
+                partial(restored, self.experiment, places, checkpoint),
                 test,
                 self.experiment.threat,
                 settings,
@@ -46,14 +46,14 @@ class ProbeTask(Task):
                 tell,
             )
 
-    def is_left(self, places: Places, settings: Evaluation) -> bool:
-        """Whether a checkpoint is not probed yet, at this depth, on the weights that are there."""
+    def left(self, places: Places, settings: Evaluation) -> list[Path]:
+        """List the findings still to be made, at this depth, on the weights that are there."""
+        report, name = places.report, self.experiment.name
+        paths: dict[str, Path] = {one: probe_path(report, name, one) for one in settings.checkpoints}
         if not (places.checkpoints / self.experiment.name / CARD).is_file():
-            return True
-        return any(
-            not is_probed(probe_path(places.report, self.experiment.name, checkpoint), way, self.depth)
-            for checkpoint, way in ways(self.experiment, places, settings).items()
-        )
+            return list(paths.values())
+        every = ways(self.experiment, places, settings)
+        return [paths[one] for one, way in every.items() if not is_probed(paths[one], way, self.depth)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +65,18 @@ class TransferTask(Task):
 
     def perform(self, places: Places, settings: Evaluation, tell: Tell) -> None:
         """Attack the others' ranked checkpoints, and see whom that fools."""
-        test, others = _test_images(self.experiment, places), None
+        test, others = test_images(self.experiment, places), None
         for checkpoint, way in self._ways(places, settings).items():
             path = probe_path(places.report, self.experiment.name, checkpoint, TRANSFER)
             if is_probed(path, way, "full"):
                 continue
             tell(f"transfer to {checkpoint}", 0, 0)
             if others is None:
-                others = {one.row: _restored(one, places, settings.ranked_checkpoint) for one in self.others}
+                others = {one.row: restored(one, places, settings.ranked_checkpoint) for one in self.others}
             check = probe_transfer(
-                _restored(self.experiment, places, checkpoint),
+                restored(self.experiment, places, checkpoint),
                 others,
-                _first(test, settings),
+                first(test, settings),
                 self.experiment.threat.at(way["epsilon"]),
                 dataset=way["dataset"],
                 batch_size=settings.batch_size,
@@ -84,12 +84,11 @@ class TransferTask(Task):
             )
             write_probes(path, way, "full", [check], {})
 
-    def is_left(self, places: Places, settings: Evaluation) -> bool:
-        """Whether a checkpoint has not seen these others' pictures."""
-        return any(
-            not is_probed(probe_path(places.report, self.experiment.name, checkpoint, TRANSFER), way, "full")
-            for checkpoint, way in self._ways(places, settings).items()
-        )
+    def left(self, places: Places, settings: Evaluation) -> list[Path]:
+        """List the findings still to be made, on these others' pictures."""
+        every = self._ways(places, settings)
+        paths = {name: probe_path(places.report, self.experiment.name, name, TRANSFER) for name in every}
+        return [paths[name] for name, way in every.items() if not is_probed(paths[name], way, "full")]
 
     def _ways(self, places: Places, settings: Evaluation) -> dict[str, dict[str, Any]]:
         others = {one.name: _digest(one, places, settings.ranked_checkpoint) for one in self.others}
@@ -103,7 +102,7 @@ def transfers(experiments: list[Experiment], places: Places, settings: Evaluatio
     for one in trained:
         beside = [other for other in trained if (other.seed, other.fold) == (one.seed, one.fold) and other is not one]
         tasks.append(TransferTask(one, others=tuple(beside)))
-    return [task for task in tasks if task.is_left(places, settings)]
+    return [task for task in tasks if task.left(places, settings)]
 
 
 def ways(experiment: Experiment, places: Places, settings: Evaluation) -> dict[str, dict[str, Any]]:
@@ -146,7 +145,7 @@ def keep_probes(
         return
     checks, passes = probe(
         network(),
-        _first(test, settings),
+        first(test, settings),
         threat.at(way["epsilon"]),
         dataset=way["dataset"],
         depth=depth,
@@ -158,11 +157,13 @@ def keep_probes(
     write_probes(path, way, depth, checks, {"forward": passes.forward, "backward": passes.backward})
 
 
-def _first(test: Images, settings: Evaluation) -> Images:
+def first(test: Images, settings: Evaluation) -> Images:
+    """Give the images that the evaluation uses."""
     return test.take(torch.arange(min(len(test), settings.images or len(test)), device=test.labels.device))
 
 
-def _test_images(experiment: Experiment, places: Places) -> Images:
+def test_images(experiment: Experiment, places: Places) -> Images:
+    """Load the test images of an experiment."""
     data = experiment.dataset
     return load(data.name, places.data_root, fold=experiment.fold, code=data.code).test
 
@@ -172,6 +173,7 @@ def _digest(experiment: Experiment, places: Places, checkpoint: str) -> str:
     return str(card["weights"][checkpoint]["sha256"])
 
 
-def _restored(experiment: Experiment, places: Places, checkpoint: str) -> nn.Module:
+def restored(experiment: Experiment, places: Places, checkpoint: str) -> nn.Module:
+    """Load the network of one of its checkpoints, on the device that is there."""
     path = places.checkpoints / experiment.name / f"{checkpoint}.safetensors"
     return restore(experiment, path, _digest(experiment, places, checkpoint))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from benchmark.credibility import rules
 from benchmark.credibility.colours import colour, of_row
 from benchmark.credibility.record import Check
 from benchmark.report import markup
@@ -17,6 +18,8 @@ CREDIBILITY = [
     *("method", "seed", "fold", "checkpoint", "epsilon", "check", "colour", "value", "amber", "red", "images"),
     *("probes", "source", "note", "meaning"),
 ]
+
+_OF_PICTURES = (rules.SAVED.name, rules.TRANSFER.name)  # findings of their own: with them alone a network is not probed
 
 
 def credibility(
@@ -74,7 +77,8 @@ def _mark(lines: pd.DataFrame | None, epsilon: float) -> str:
         return of_row([], probed=False)
     probes = lines.probes != "evidence"
     networks = len(lines[["seed", "fold"]].drop_duplicates())
-    probed = len(lines.loc[probes, ["seed", "fold"]].drop_duplicates()) == networks
+    of_network = probes & ~lines.check.isin(_OF_PICTURES)
+    probed = len(lines.loc[of_network, ["seed", "fold"]].drop_duplicates()) == networks
     found = []
     for (check, shade), those in groups(lines[probes | (lines.epsilon == epsilon)], ["check", "colour"]):
         share = f" ({len(those)} of {networks} networks)" if len(those) < networks else ""

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from benchmark.report.attack_names import readable
 from benchmark.report.style import (
     FAINT,
     INK,
@@ -28,7 +29,10 @@ from benchmark.report.summary import Summary
 from benchmark.results.method_warnings import named
 from benchmark.results.worst_case import DEVELOPMENT, WORST_CASE
 
-LADDER = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack"}
+LADDER = [
+    *("clean", "pgd20", "pgd20_any", "cw20", "cw_l2"),
+    *("autoattack_custom", "autoattack_rand", "autoattack", "autoattack_plus"),
+]
 _IN_A_COLUMN = 26  # names of a legend
 _BARS: dict[str, Any] = {"elinewidth": 1.0, "capsize": 0, "linestyle": "none", "alpha": 0.55, "zorder": 2}
 
@@ -45,7 +49,7 @@ def clean_vs_robust(summary: Summary) -> Figure:
     percent(axes.xaxis)
     axes.set(xlabel="clean accuracy", ylabel="robust accuracy (worst case over attacks)")
     _finish(axes, title, _setting(summary))
-    _legend(axes, board.method, looks(summary.methods), _names(summary))
+    _legend(axes, board.method, looks(summary.methods), _names(summary, summary.suite.headline_epsilon))
     return figure
 
 
@@ -69,7 +73,8 @@ def cost_vs_robustness(summary: Summary) -> Figure:
         xlabel="training passes per image (forward + backward)", ylabel="robust accuracy (worst case over attacks)"
     )
     _finish(axes, title, _setting(summary))
-    labels = {method: f"{name}  ({summary.classes.get(method)})" for method, name in _names(summary).items()}
+    names = _names(summary, summary.suite.headline_epsilon)
+    labels = {method: f"{name}  ({summary.classes.get(method)})" for method, name in names.items()}
     _legend(axes, board.method, looks(summary.methods), labels)
     return figure
 
@@ -93,7 +98,10 @@ def accuracy_over_epsilon(summary: Summary) -> Figure:
             _markers(axes, x, rows.accuracy, look, rows.carried.astype(bool))
 
     label = "ε, in 1/255" if scale == 255 else "ε (pixels in [0, 1])"
-    strongest = _where_autoattack_ran(own[own.attack == "autoattack"], lines.epsilon.nunique() - 1)
+    radii, suite = lines.epsilon.nunique() - 1, summary.suite
+    versions = [attack for attack in LADDER if attack.startswith("autoattack") and (own.attack == attack).any()]
+    ran = [_where_it_ran(readable(version, suite), own[own.attack == version], radii) for version in versions]
+    strongest = f" ({'; '.join(filter(None, ran))})" if any(ran) else ""
     figure = _lines(summary, lines, draw, title, f"worst case over attacks{strongest}, {_where(summary)}", label)
     ticks = sorted(set(scale * lines.epsilon))
     for axes in figure.axes:
@@ -102,13 +110,13 @@ def accuracy_over_epsilon(summary: Summary) -> Figure:
     return figure
 
 
-def _where_autoattack_ran(lines: pd.DataFrame, radii: int) -> str:
-    """Say at which of so many ``radii`` AutoAttack ran in full, unless at all of them, and what open points are."""
+def _where_it_ran(name: str, lines: pd.DataFrame, radii: int) -> str:
+    """Say at which of so many ``radii`` an attack ran in full, unless at all of them, and what open points are."""
     carried = lines.carried.astype(bool)
     hard = sorted(set(lines.epsilon[~carried]) - set(lines.epsilon[carried]))
     if carried.any():
-        return f" (AutoAttack in full at {', '.join(map(epsilon_text, hard))}; open: partly carried)"
-    return f" (AutoAttack at {', '.join(map(epsilon_text, hard))} only)" if 0 < len(hard) < radii else ""
+        return f"{name} in full at {', '.join(map(epsilon_text, hard))}; open: partly carried"
+    return f"{name} at {', '.join(map(epsilon_text, hard))} only" if 0 < len(hard) < radii else ""
 
 
 def attack_ladder(summary: Summary) -> Figure:
@@ -138,7 +146,7 @@ def attack_ladder(summary: Summary) -> Figure:
 
     figure = _lines(summary, steps, draw, title, _setting(summary), "")
     for axes in figure.axes:
-        axes.set_xticks(range(len(present)), [LADDER[attack] for attack in present])
+        axes.set_xticks(range(len(present)), [readable(attack, summary.suite) for attack in present])
         axes.set_xlim(-0.25, len(present) - 0.75)
     return figure
 
@@ -253,9 +261,9 @@ def _finish(axes: Axes, title: str, subtitle: str) -> None:
     titled(axes, title, subtitle)
 
 
-def _names(summary: Summary) -> dict[str, str]:
-    """Give each method's name as figures write it, with the word that stands at it: no length cuts that off."""
-    return {method: named(short(method), summary.note(method)) for method in summary.methods}
+def _names(summary: Summary, epsilon: float | None = None) -> dict[str, str]:
+    """Give each method's name as figures write it, with the words that stand at it: no length cuts those off."""
+    return {method: named(short(method), summary.notes(method, epsilon=epsilon)) for method in summary.methods}
 
 
 def _headline(summary: Summary) -> pd.DataFrame:

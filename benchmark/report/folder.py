@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmark.report import credibility, figures, markup, table
+from benchmark.report import credibility, engines, figures, markup, table
 from benchmark.report.page import page
 from benchmark.report.published_figure import published_vs_measured
 from benchmark.report.summary import Summary, summarise
@@ -82,12 +82,20 @@ def tables(summary: Summary) -> dict[str, str]:
         frames["recovered"] = summary.recovered
     found = {f"{name}.csv": markup.csv(frame, suite.note, summary.note) for name, frame in frames.items()}
     readable = {
-        "leaderboard": (table.readable_leaderboard(summary), f"{suite.title}: leaderboard"),
-        "table1": (table.readable_table1(summary), f"{suite.title}: the survey's Table 1 beside what was measured"),
+        "leaderboard": (
+            table.readable_leaderboard(summary),
+            f"{suite.title}: leaderboard",
+            engines.sentence(summary.leaderboard),
+        ),
+        "table1": (
+            table.readable_table1(summary),
+            f"{suite.title}: the survey's Table 1 beside what was measured",
+            engines.sentence(summary.table1, "method_key", "measured_engine"),
+        ),
     }
-    for name, (frame, title) in readable.items():
-        found[f"{name}.md"] = markup.markdown(frame, title, suite.track, suite.note)
-        found[f"{name}.tex"] = markup.latex(frame, title, suite.track, suite.note, f"tab:{name}")
+    for name, (frame, title, foot) in readable.items():
+        found[f"{name}.md"] = markup.markdown(frame, title, suite.track, suite.note, foot)
+        found[f"{name}.tex"] = markup.latex(frame, title, suite.track, suite.note, f"tab:{name}", foot)
     known = {method: summary.named(method) for method in summary.methods}
     found["credibility.md"] = credibility.markdown(summary.credibility, summary.leaderboard, known, suite)
     return found

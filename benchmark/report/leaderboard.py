@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmark.report import engines
+from benchmark.report.attack_names import SELDOM, readable
 from benchmark.report.costs import relative_seconds
 from benchmark.report.measure import RUN, cells_of, groups
 from benchmark.report.remarks import data_note, remarks
@@ -53,13 +55,15 @@ COMPARISONS = [
         "images",
         "verdict",
     ),
+    *("credibility", "against_credibility"),
 ]
 
 
 def leaderboard(
     suite: Suite, read: Cards, verdicts: pd.DataFrame, runs: pd.DataFrame, figures: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return one line per method, checkpoint and ranking epsilon, and one per failed experiment; columns LEADERBOARD.
+    """Return one line per method, checkpoint and ranking epsilon, and one per failed experiment; columns LEADERBOARD,
+    and those of attacks that seldom run.
 
     Accuracies are fractions, epsilons pixel units, passes per training image over the whole run. What was not measured
     is NaN; ``benchmark.report.credibility`` fills in the marks. Carried verdicts are for curves: an attack that holds
@@ -72,7 +76,9 @@ def leaderboard(
     going = cards[cards.status != "failed"]
     networks = {group: len(rows[RUN].drop_duplicates()) for group, rows in groups(cards, "comparison_class")}
     images = suite.images or int(runs.images.max() if len(runs) else 0)
-    engines = _engines(verdicts)
+    made_by = engines.of_rows(suite, verdicts)
+    seldom = [name for name in SELDOM if (figures.attack == name).any()]
+    measured = [f"{name}{end}" for name in seldom for end in ("", "_low", "_high")]
     lines = []
     for method, own in groups(going, "method"):
         costs = _costs(own)
@@ -86,17 +92,18 @@ def leaderboard(
                 if costs["reference"]:
                     note = note or "a reference, not ranked"
                 place = {"checkpoint": checkpoint, "epsilon": epsilon, "status": status, "status_note": note}
-                engine = engines.get((method, checkpoint, epsilon), "")
+                engine = made_by.get((method, checkpoint, epsilon), "")
                 lines.append({**costs, **_accuracies(here), **place, "engine": engine, **mark})
     for _, card in cards[cards.status == "failed"].iterrows():
         lines.append(
             {**_costs(card.to_frame().T), "status": "failed", "status_note": f"{card.experiment}: {card.error}"}
         )
-    table = pd.DataFrame(lines, columns=LEADERBOARD)
+    table = pd.DataFrame(lines, columns=[*LEADERBOARD, *measured])
     table["broken"] = [read.warned(method).broken for method in table.method]
     table["quick_note"] = table.quick.notna().map({True: NO_AUTOATTACK, False: ""})
-    numbers = ["epsilon", *_MEASURED, *_QUICK, "seeds", "images", "trials", "members", "parameters", "seconds"]
-    numbers += ["catastrophic_overfitting", "labels", "validation_labels", "pseudo_label_accuracy", "teacher_passes"]
+    numbers = ["epsilon", *_MEASURED, *_QUICK, *measured, "seeds", "images", "trials", "members", "parameters"]
+    numbers += ["seconds", "catastrophic_overfitting", "labels", "validation_labels"]
+    numbers += ["pseudo_label_accuracy", "teacher_passes"]
     table = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
     words = ["category", "network", "checkpoint", "engine", "alarm", "status_note", "data_note", "remarks"]
     table = table.assign(**{name: table[name].astype(object).fillna("") for name in words})
@@ -106,16 +113,18 @@ def leaderboard(
 def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
     """Compare the worst case of each ranked method with ``against`` in its class, image by image; columns COMPARISONS.
 
-    ``difference`` is the method's accuracy minus the other's. Holm corrects over all comparisons of a class, its
-    ranking epsilons together. Where a user named what methods of theirs are compared with, these are all comparisons
-    and one family, and a class other than the method's own stands beside it.
+    ``difference`` is the method's accuracy minus the other's; both marks of credibility stand beside it. Holm corrects
+    over all comparisons of a class, its ranking epsilons together. Where a user named what methods of theirs are
+    compared with, these are all comparisons and one family, and a class other than the method's own stands beside it.
     """
     ranked = table[table.rank_low.notna()]
     named = suite.compared is not None
     lines: list[dict[str, object]] = []
     for (*_, epsilon), rows in groups(ranked, ["epsilon"] if named else ["class", "epsilon"]):
         names, cells = _worst_cells(verdicts, suite.ranked_checkpoint, epsilon, rows.method)
-        seeds, classes = (dict(zip(rows.method, rows[column], strict=True)) for column in ("seeds", "class"))
+        seeds, classes, marks = (
+            dict(zip(rows.method, rows[column], strict=True)) for column in ("seeds", "class", "credibility")
+        )
         for method in sorted(names if suite.compared is None else {*names} & {*suite.compared}):
             for other in against:
                 if other == method or other not in names:
@@ -124,7 +133,8 @@ def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, again
                 group = " against ".join(dict.fromkeys([classes[method], classes[other]]))
                 what = {"class": group, "method": method, "against": other, "epsilon": epsilon, "seeds": seeds[method]}
                 ends = {"difference": found.interval.estimate, "low": found.interval.low, "high": found.interval.high}
-                lines.append({**what, **ends, "p": found.p, "images": found.images})
+                believed = {"credibility": marks[method], "against_credibility": marks[other]}
+                lines.append({**what, **ends, "p": found.p, "images": found.images, **believed})
     compared = pd.DataFrame(lines, columns=COMPARISONS)
     for family in [compared] if named else [rows for _, rows in compared.groupby("class")]:
         compared.loc[family.index, "p_holm"] = holm(family.p.tolist())
@@ -204,21 +214,13 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
 def _accuracies(figures: pd.DataFrame) -> dict[str, object]:
     found: dict[str, object] = {}
     for line in figures[~figures.carried.astype(bool)].to_dict("records"):
-        if (attack := line["attack"]) in (*ATTACKS, *DEVELOPMENT):
+        if (attack := line["attack"]) in (*ATTACKS, *DEVELOPMENT, *SELDOM):
             found |= {attack: line["accuracy"], f"{attack}_low": line["low"], f"{attack}_high": line["high"]}
     worst = figures[figures.attack == WORST_CASE]
     worst = worst if len(worst) else figures[figures.attack.isin(DEVELOPMENT)]
     if len(worst):
         found |= {"seeds": int(worst.seeds.iloc[0]), "images": int(worst.images.iloc[0])}
     return found
-
-
-def _engines(verdicts: pd.DataFrame) -> dict[tuple[str, str, float], str]:
-    own = verdicts[verdicts.attack == "autoattack"]
-    return {
-        key: ", ".join(sorted({str(name) for name in rows.engine.unique() if name}))
-        for key, rows in groups(own, ["method", "checkpoint", "epsilon"])
-    }
 
 
 def _at(table: pd.DataFrame, method: str, checkpoint: str, epsilon: float) -> pd.DataFrame:
@@ -241,10 +243,10 @@ def _state(suite: Suite, checkpoint: str, runs: pd.DataFrame, images: int, netwo
         return "partial", "verdicts are carried from another epsilon"
     if checkpoint != suite.ranked_checkpoint:
         return "done", f"ranks are given to the {suite.ranked_checkpoint} checkpoint"
-    if suite.ranks_by_autoattack:
-        full = runs[(runs.attack == "autoattack") & ~runs.carried & (runs.images >= images)]
+    for attack in suite.ranked_by:
+        full = runs[(runs.attack == attack) & ~runs.carried & (runs.images >= images)]
         if len(full) < networks:
-            return "partial", "AutoAttack was not run in full at this epsilon"
+            return "partial", f"{readable(attack, suite)} was not run in full at this epsilon"
     return "done", ""
 
 

@@ -33,10 +33,12 @@ def csv(table: pd.DataFrame, suite_note: str, method_note: Callable[[str], str])
     return noted.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
-def markdown(table: pd.DataFrame, title: str, track: str, note: str) -> str:
-    """Return a Markdown page of strings: heading, track, the suite's warning, the table; no name breaks out of it."""
+def markdown(table: pd.DataFrame, title: str, track: str, note: str, foot: str = "") -> str:
+    """Return a Markdown page of strings: heading, track, the suite's warning, the table, ``foot``; all escaped."""
     warning = f"> **{markdown_escaped(note)}**\n\n" if note else ""
-    return f"# {markdown_escaped(title)}\n\nTrack: {markdown_escaped(track)}\n\n{warning}{markdown_table(table)}\n"
+    below = f"\n{markdown_escaped(foot)}\n" if foot else ""
+    above = f"# {markdown_escaped(title)}\n\nTrack: {markdown_escaped(track)}\n\n{warning}"
+    return f"{above}{markdown_table(table)}\n{below}"
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -46,9 +48,10 @@ def markdown_table(table: pd.DataFrame) -> str:
     return tabulate(cells, headings, tablefmt="pipe", disable_numparse=True)
 
 
-def latex(table: pd.DataFrame, title: str, track: str, note: str, label: str) -> str:
-    """Return a LaTeX table of strings for ``booktabs``, its caption with the track and the suite's warning."""
+def latex(table: pd.DataFrame, title: str, track: str, note: str, label: str, foot: str = "") -> str:
+    """Return a LaTeX table of strings for ``booktabs``, its caption with track, the suite's warning and ``foot``."""
     caption = f"{title}. Track: {track}." + (f" {note[0].upper()}{note[1:]}." if note else "")
+    caption += f" {foot}" if foot else ""
     escaped = table.map(latex_escaped).rename(columns=latex_escaped)
     text = escaped.to_latex(
         index=False, escape=False, caption=latex_escaped(caption), label=label, column_format="l" * len(table.columns)

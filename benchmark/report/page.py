@@ -9,7 +9,8 @@ import pandas as pd
 from itables import options as itables_options
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmark.report import credibility, table
+from benchmark.report import credibility, engines, table
+from benchmark.report.attack_names import readable
 from benchmark.report.leaderboard import NO_AUTOATTACK
 from benchmark.report.style import epsilon_text
 from benchmark.report.summary import Summary, versions
@@ -93,6 +94,7 @@ def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
         named=summary.named,
         facts=_facts(summary),
         leaderboard=_html(table.readable_leaderboard(summary), "leaderboard"),
+        engines=engines.sentence(summary.leaderboard),
         comparisons=_html(table.readable_comparisons(summary), "comparisons"),
         table1=_html(table.readable_table1(summary), "table1"),
         recovered=_html(table.readable_recovered(summary), "recovered") if len(summary.recovered) else None,
@@ -122,10 +124,12 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     suite = summary.suite
     evaluation = suite.content["evaluation"]
     threat = dict(suite.content.get("threat") or {})
-    engines = sorted({engine for engine in summary.leaderboard.engine if engine})
+    made_by = sorted({engine for engine in summary.leaderboard.engine if engine})
     row = dict(evaluation.get("row") or {})  # of the method's row of Table 1, in published recipes
     attacks = [str(attack) for attack in evaluation.get("attacks") or []]
-    attacks = [f"{attack} ({NO_AUTOATTACK})" if attack in DEVELOPMENT else attack for attack in attacks]
+    attacks = [
+        f"{attack} ({NO_AUTOATTACK})" if attack in DEVELOPMENT else readable(attack, suite) for attack in attacks
+    ]
     sure = "Wilson for a single network; over several, a bootstrap over images and networks together"
     found = {
         "suite": f"{suite.name}, track {suite.track}",
@@ -141,7 +145,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         "epsilons": ", ".join(epsilon_text(number(str(epsilon))) for epsilon in evaluation.get("epsilons") or []),
         "ranked at": f"{', '.join(map(epsilon_text, suite.ranked_at))}, on the {suite.ranked_checkpoint} checkpoint, "
         "inside each class, by the worst case per image over all attacks at this or a smaller epsilon",
-        "AutoAttack engine": ", ".join(engines),
+        "AutoAttack engine": ", ".join(made_by),
         "AutoAttack elsewhere": _SWEEPS.get(str(evaluation.get("sweep")), ""),
         "images per evaluation": str(suite.images or ""),
         "intervals": f"95%: {sure}",

@@ -48,7 +48,7 @@ def published_vs_measured(summary: Summary) -> Figure:
         axes.plot([weak], [place], own.marker, color=own.colour, markersize=5, alpha=0.45, zorder=4, **fill)
         axes.plot([strong], [place], own.marker, color=own.colour, markersize=7, zorder=5, **fill)
     labels = [
-        f"{summary.named(row['method_key'])}  ·  {row['dataset_read']} {row['eval_epsilon']}, {row['attack']}"
+        f"{summary.marked_row(row)}  ·  {row['dataset_read']} {row['eval_epsilon']}, {row['attack']}"
         for row in rows.to_dict("records")
     ]
     axes.set_yticks(list(height), labels)

@@ -1,5 +1,6 @@
 """Read a report folder once and hold everything that its tables, figures and page show."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 from benchmark.errors import BadInput
 from benchmark.report.costs import costs
 from benchmark.report.credibility import credibility, marked
+from benchmark.report.engines import with_engine
 from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderboard
 from benchmark.report.measure import judged, per_network, pooled
 from benchmark.report.recovered import recovered
@@ -18,6 +20,8 @@ from benchmark.results import alarms, evidence
 from benchmark.results.cards import Cards, Suite, read_cards, read_suite
 from benchmark.results.method_warnings import named
 from benchmark.results.probes import read_probes
+
+RED = "credibility red"  # at a name: the leaderboard says why
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,32 @@ class Summary:
         """A method's name as readers see it: ``fgsmr (reconstruction)``."""
         return named(method, self.note(method))
 
+    def marked(self, method: str, checkpoint: str | None = None, epsilon: float | None = None) -> str:
+        """The same where figures stand that are likely no robustness: ``natural (credibility red)``."""
+        return named(method, self.notes(method, checkpoint, epsilon))
+
+    def marked_row(self, row: Mapping[Any, Any]) -> str:
+        """The name in a row of Table 1, marked where our own figure stands in it."""
+        if pd.isna(row["measured_epsilon"]):
+            return self.named(row["method_key"])
+        return self.marked(row["method_key"], row["measured_checkpoint"], row["measured_epsilon"])
+
+    def notes(self, method: str, checkpoint: str | None = None, epsilon: float | None = None) -> str:
+        """The words that stand at a method's name beside its figures.
+
+        Args:
+            checkpoint: whose figures they are; None for the ranked one. ``epsilon``: None for any.
+        """
+        here = checkpoint or self.suite.ranked_checkpoint
+        red = any((one, name) == (method, here) and epsilon in (None, radius) for one, name, radius in self._red)
+        return ", ".join(filter(None, [self.note(method), RED if red else ""]))
+
+    @cached_property
+    def _red(self) -> set[tuple[str, str, float]]:
+        """Method, checkpoint and epsilon of the rows whose mark is red."""
+        rows = self.leaderboard[self.leaderboard.credibility.str.startswith("red")]
+        return set(zip(rows.method, rows.checkpoint, rows.epsilon, strict=True))
+
 
 def summarise(folder: Path) -> Summary:
     """Compute every table of the report in ``folder`` from its suite, its cards and its evidence alone.
@@ -100,7 +130,8 @@ def summarise(folder: Path) -> Summary:
         progress=_progress(suite, cards, found),
         figures=figures,
         leaderboard=board,
-        accuracy=per_network(verdicts),  # of failed experiments too: what was judged stays judged
+        # Of failed experiments too: what was judged stays judged.
+        accuracy=with_engine(per_network(verdicts), verdicts),
         autoattack_stages=stages,
         comparisons=comparisons(suite, board, counted, suite.against),
         table1=survey_table(suite, cards, board),

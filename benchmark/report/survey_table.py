@@ -8,7 +8,7 @@ from benchmark.results.cards import Cards, Suite
 _MEASURED = ["clean", "pgd20", "cw20", "row", "autoattack"]
 MEASURED = [
     *("measured_suite", "measured_track", "measured_dataset", "measured_network", "measured_epsilon"),
-    "measured_checkpoint",
+    *("measured_checkpoint", "measured_credibility", "measured_engine"),
     *(f"measured_{attack}{end}" for attack in _MEASURED for end in ("", "_low", "_high")),
 ]
 
@@ -51,6 +51,8 @@ def _measured(suite: Suite, leaderboard: pd.DataFrame, row: pd.Series) -> dict[s
         "measured_network": line.network or suite.network,
         "measured_epsilon": line.epsilon,
         "measured_checkpoint": line.checkpoint,
+        "measured_credibility": line.credibility,
+        "measured_engine": line.engine,
         "differences": differences(
             row, suite.dataset, str(line.network or suite.network), epsilon, as_the_row=as_the_row
         ),

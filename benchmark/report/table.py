@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from benchmark.report.attack_names import SELDOM, readable
 from benchmark.report.leaderboard import NO_AUTOATTACK
 from benchmark.report.style import epsilon_text
 from benchmark.report.summary import Summary
@@ -24,6 +25,8 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
     shown = {
         name: attack for name, attack in _COLUMNS.items() if attack != "row" or summary.leaderboard.row.notna().any()
     }
+    board, suite = summary.leaderboard, summary.suite
+    seldom = {readable(name, suite): _accuracy(name, scale=100) for name in SELDOM if name in board}
     quick = {f"quick ({NO_AUTOATTACK})": _accuracy("quick", scale=100)}
     taught = {
         "labels": lambda line: _labels(line),
@@ -40,6 +43,7 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "checkpoint": lambda line: line["checkpoint"],
             "epsilon": lambda line: "" if _absent(line["epsilon"]) else epsilon_text(line["epsilon"]),
             **{heading: _accuracy(attack, scale=100) for heading, attack in shown.items()},
+            **seldom,
             **(quick if summary.leaderboard.quick.notna().any() else {}),
             **({"alarm": lambda line: line["alarm"]} if alarmed else {}),
             "seeds": lambda line: _whole(line["seeds"]),
@@ -69,7 +73,7 @@ def readable_table1(summary: Summary) -> pd.DataFrame:
         summary.table1,
         {
             "no": lambda line: line["order"],
-            "method": lambda line: summary.named(line["method_key"]),
+            "method": summary.marked_row,
             "published": lambda line: line["accuracy_percent"],
             "AutoAttack by others": lambda line: _by_others(line),
             **(as_the_row if summary.table1.measured_row.notna().any() else {}),
@@ -93,8 +97,8 @@ def readable_comparisons(summary: Summary) -> pd.DataFrame:
         summary.comparisons,
         {
             "class": lambda line: line["class"],
-            "method": lambda line: summary.named(line["method"]),
-            "against": lambda line: summary.named(line["against"]),
+            "method": lambda line: summary.marked(line["method"], epsilon=line["epsilon"]),
+            "against": lambda line: summary.marked(line["against"], epsilon=line["epsilon"]),
             "epsilon": lambda line: epsilon_text(line["epsilon"]),
             "difference": lambda line: (
                 f"{100 * line['difference']:+.1f} [{100 * line['low']:+.1f}, {100 * line['high']:+.1f}]"
@@ -112,14 +116,15 @@ def readable_accuracy(summary: Summary) -> pd.DataFrame:
     """Return the accuracy of every trained network under every attack, as strings in percent."""
     folds = summary.accuracy.fold.nunique() > 1
     columns = {
-        "method": lambda line: summary.named(line["method"]),
+        "method": lambda line: summary.marked(line["method"], line["checkpoint"]),
         "seed": lambda line: str(line["seed"]),
         **({"fold": lambda line: str(line["fold"])} if folds else {}),
         "checkpoint": lambda line: line["checkpoint"],
-        "attack": lambda line: line["attack"],
+        "attack": lambda line: readable(line["attack"], summary.suite),
         "epsilon": lambda line: epsilon_text(line["epsilon"]),
         "accuracy": _accuracy("accuracy", scale=100, low="low", high="high"),
         "images": lambda line: _whole(line["images"]),
+        "engine": lambda line: line["engine"],
         "carried": lambda line: f"{100 * line['carried_share']:.0f}%" if line["carried"] else "",
     }
     return _strings(summary.accuracy, columns)
@@ -132,7 +137,7 @@ def readable_stages(summary: Summary) -> pd.DataFrame:
     wide = stages.pivot_table(index=keys, columns="stage", values="survivors", sort=False).reset_index()
     names = list(dict.fromkeys(stages.stage))
     columns: dict[str, Callable] = {
-        "method": lambda line: summary.named(line["method"]),
+        "method": lambda line: summary.marked(line["method"], line["checkpoint"], line["epsilon"]),
         "seed": lambda line: str(line["seed"]),
         **({"fold": lambda line: str(line["fold"])} if stages.fold.nunique() > 1 else {}),
         "checkpoint": lambda line: line["checkpoint"],
@@ -227,13 +232,12 @@ def readable_recovered(summary: Summary) -> pd.DataFrame:
     return _strings(
         summary.recovered,
         {
-            "method": lambda line: summary.named(line["method"]),
+            "method": lambda line: summary.marked(line["method"], line["checkpoint"], line["epsilon"]),
             "checkpoint": lambda line: line["checkpoint"],
-            "attack": lambda line: line["attack"],
+            "attack": lambda line: readable(line["attack"], summary.suite),
             "epsilon": lambda line: epsilon_text(line["epsilon"]),
             "accuracy": lambda line: _number(100 * line["accuracy"], ".1f"),
-            "lower end": lambda line: _end(line["lower_accuracy"], summary.named(line["lower"])),
-            "oracle": lambda line: _end(line["oracle_accuracy"], summary.named(line["oracle"])),
+            **{heading: _end(summary, name) for heading, name in (("lower end", "lower"), ("oracle", "oracle"))},
             "oracle - lower": lambda line: (
                 f"{100 * line['gap']:+.1f} [{100 * line['gap_low']:+.1f}, {100 * line['gap_high']:+.1f}]"
             ),
@@ -244,8 +248,12 @@ def readable_recovered(summary: Summary) -> pd.DataFrame:
     )
 
 
-def _end(accuracy: float, reference: str) -> str:
-    return f"{_number(100 * accuracy, '.1f')} ({reference})"
+def _end(summary: Summary, reference: str) -> Callable:
+    def make(line: dict) -> str:
+        name = summary.marked(line[reference], line["checkpoint"], line["epsilon"])
+        return f"{_number(100 * line[f'{reference}_accuracy'], '.1f')} ({name})"
+
+    return make
 
 
 def _setting(line: dict) -> str:

@@ -106,9 +106,10 @@ class Suite:
         return str(self.content["evaluation"].get("ranked_checkpoint") or "last")
 
     @property
-    def ranks_by_autoattack(self) -> bool:
-        """Whether a row needs AutoAttack to be ranked."""
-        return "autoattack" in list(self.content["evaluation"].get("attacks") or [])
+    def ranked_by(self) -> list[str]:
+        """The versions of AutoAttack that a row needs to be ranked."""
+        attacks = map(str, self.content["evaluation"].get("attacks") or [])
+        return [attack for attack in attacks if attack.startswith("autoattack")]
 
     @property
     def images(self) -> int | None:

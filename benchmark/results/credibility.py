@@ -13,7 +13,7 @@ from benchmark.results.worst_case import WORST_CASE
 
 _CLIMBS = ["pgd20", "cw20"]
 _STRONGEST_FIRST = ["autoattack", "cw20", "pgd20_any", "pgd20"]
-_READABLE = {"pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack"}
+_READABLE = {"pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack", "autoattack_plus": "AutoAttack plus"}
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,10 @@ def cross_entropy_against_margin(verdicts: Verdicts, checkpoint: str, epsilon: f
 
 
 def pgd_against_autoattack(verdicts: Verdicts, checkpoint: str, epsilon: float) -> Check:
-    """Compare PGD-20 with AutoAttack."""
-    return _above(rules.GAP, verdicts, checkpoint, epsilon, "autoattack")
+    """Compare PGD-20 with AutoAttack; where the standard version did not run, with plus, which holds all of it."""
+    plus = verdicts.figure(checkpoint, "autoattack", epsilon) is None
+    plus = plus and verdicts.figure(checkpoint, "autoattack_plus", epsilon) is not None
+    return _above(rules.GAP, verdicts, checkpoint, epsilon, "autoattack_plus" if plus else "autoattack")
 
 
 def square_inside_autoattack(verdicts: Verdicts, checkpoint: str, epsilon: float) -> Check:

@@ -119,6 +119,16 @@ def parts(report: Path) -> list[Part]:
     ]
 
 
+def parts_of(report: Path, experiment: str, checkpoint: str) -> list[Part]:
+    """List the part files of one network."""
+    of = f"{escaped(experiment)}/{escaped(checkpoint)}"
+    return [
+        Part(path, experiment, checkpoint, attack, epsilon)
+        for folder, _, _, attack, epsilon in _attack_folders(report, of)
+        for path in finished_parts(folder)
+    ]
+
+
 def read_part(part: Part) -> pd.DataFrame:
     """Read the verdicts of one batch, all columns of ``SCHEMA``; raises BadInput as :func:`read`."""
     return _read_part(part.path, part.attack, part.epsilon, SCHEMA.names).to_pandas()
@@ -148,9 +158,9 @@ def read(report: Path, columns: Sequence[str] | None = None, *, may_be_empty: bo
     return together.sort_values([*KEYS, "index"], ignore_index=True)
 
 
-def _attack_folders(report: Path) -> Iterator[tuple[Path, str, str, str, float]]:
+def _attack_folders(report: Path, of: str = "*/*") -> Iterator[tuple[Path, str, str, str, float]]:
     """Yield folder, experiment, checkpoint, attack and epsilon of everything attacked."""
-    for folder in sorted((report / "evidence").glob("*/*/*@*")):
+    for folder in sorted((report / "evidence").glob(f"{of}/*@*")):
         attack, _, epsilon = folder.name.rpartition("@")
         try:
             value = float(epsilon)

@@ -2,13 +2,13 @@
 
 ``manifest.json`` is written when the report is built, behind all other files. Evidence once recorded keeps its hash
 through later builds: tables may be made anew from a part that was altered, but not pass for those of the part that was
-measured. A batch that was deleted is forgotten, and recorded anew once it has been repeated. A README.md is the
-reader's own and not recorded.
+measured. A batch that was deleted is forgotten, and recorded anew once it has been repeated; so are the findings of
+probes, from which the marks of credibility follow. A README.md is the reader's own and not recorded.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmark.errors import BadInput
@@ -18,12 +18,13 @@ from benchmark.storage import sha256, write_text
 NAME = "manifest.json"
 _NOT_RECORDED = {NAME, "README.md"}
 _BATCH = re.compile(r"(evidence/.+/part-\d{5,})\..+")  # verdicts, pictures and log of one batch
+_PROBES = re.compile(r"credibility/.+\.json")
 
 
 def write(report: Path) -> Path:
-    """Record every file of ``report``; evidence that is recorded already is not looked at again."""
+    """Record every file of ``report``; evidence and probes that are recorded already are not looked at again."""
     before = _recorded(report) or {}
-    kept = {name: digest for name, digest in before.items() if _BATCH.fullmatch(name)}
+    kept = {name: digest for name, digest in before.items() if _BATCH.fullmatch(name) or _PROBES.fullmatch(name)}
     return _write(report, {name: kept.get(name) or sha256(report / name) for name in _present(report)})
 
 
@@ -35,6 +36,13 @@ def forget_missing(report: Path) -> None:
     kept = {name: digest for name, digest in before.items() if _verdicts_are_there(report, name)}
     if kept != before:
         _write(report, kept)
+
+
+def forget(report: Path, paths: Iterable[Path]) -> None:
+    """Forget files of the report that are about to be made anew: what they will say is no alteration."""
+    before, names = _recorded(report), {path.relative_to(report).as_posix() for path in paths}
+    if before is not None and names & before.keys():
+        _write(report, {name: digest for name, digest in before.items() if name not in names})
 
 
 def exists(report: Path) -> bool:
@@ -58,7 +66,7 @@ def altered(report: Path) -> Iterator[Finding]:
         elif (found := sha256(report / name)) != recorded[name]:
             yield Finding(name, f"SHA-256 {_shown(recorded[name])}", _shown(found))
     for name in sorted(present - set(recorded)):
-        if name.startswith(("evidence/", "experiments/")):  # what the tables rest on
+        if name.startswith(("evidence/", "experiments/", "credibility/")):  # what the tables rest on
             yield Finding(
                 name, f"a file that {NAME} records", "one that it does not (`atbench report` records what a kill left)"
             )

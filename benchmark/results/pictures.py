@@ -55,6 +55,13 @@ class Pictures:
         pictures[~self.rounded] = self.exact
         return pictures
 
+    def rows(self, start: int, stop: int) -> "Pictures":
+        """Give the pictures from ``start`` up to ``stop``, so that not all need unfold at once."""
+        before, now = self.rounded[:start], self.rounded[start:stop]
+        some = slice(int(before.sum()), int(before.sum() + now.sum()))
+        others = slice(int((~before).sum()), int((~before).sum() + (~now).sum()))
+        return Pictures(self.index[start:stop], now, self.steps[some], self.step[some], self.exact[others])
+
 
 def in_steps(adversarial: Floats, x: Floats, norm: str, epsilon: float) -> tuple[Steps, Floats]:
     """Express how ``adversarial`` differs from ``x``, both ``(n, c, h, w)``, in steps; returns steps and step."""

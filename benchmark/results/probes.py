@@ -1,6 +1,7 @@
 """Keep what the probes of a network found, one small JSON per checkpoint; thresholds are not in it, but in the rules.
 
-``credibility/<experiment>/<checkpoint>.json``, and ``<checkpoint>.transfer.json`` for what needed other models.
+``credibility/<experiment>/<checkpoint>.json``, ``<checkpoint>.transfer.json`` for what needed other models, and
+``<checkpoint>.saved.json`` for what was said to the pictures that the attacks saved.
 """
 
 import json
@@ -16,7 +17,7 @@ from benchmark.errors import BadInput
 from benchmark.results.evidence import escaped
 from benchmark.storage import write_text
 
-TRANSFER = ".transfer"
+TRANSFER, SAVED = ".transfer", ".saved"
 _DEPTHS = ("cheap", "full")
 
 
@@ -32,7 +33,7 @@ class Probes:
 
 
 def probe_path(report: Path, experiment: str, checkpoint: str, kind: str = "") -> Path:
-    """Return the file of one checkpoint; ``kind`` is :data:`TRANSFER` for that of other models' pictures."""
+    """Return the file of one checkpoint; ``kind`` is :data:`TRANSFER` or :data:`SAVED` for those of pictures."""
     return report / "credibility" / escaped(experiment) / f"{escaped(checkpoint)}{kind}.json"
 
 
@@ -65,11 +66,11 @@ def read_probes(report: Path) -> list[Probes]:
     for path in sorted((report / "credibility").glob("*/*.json")):
         if path.name.startswith("."):
             continue
-        content, checkpoint = _content(path), unquote(path.name.removesuffix(".json").removesuffix(TRANSFER))
+        content, name = _content(path), path.name.removesuffix(".json").removesuffix(TRANSFER).removesuffix(SAVED)
         way = content["way"]
         setting = Setting(str(way["dataset"]), str(way["norm"]), float(way["epsilon"]))
         checks = [_check(line, setting, path) for line in content["checks"]]
-        found.append(Probes(unquote(path.parent.name), checkpoint, content["depth"], setting, checks))
+        found.append(Probes(unquote(path.parent.name), unquote(name), content["depth"], setting, checks))
     return found
 
 

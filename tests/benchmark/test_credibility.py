@@ -215,7 +215,8 @@ def test_the_cheap_subset_costs_two_hundred_passes_an_image_forwards_and_backwar
     assert (passes.forward / IMAGES["cheap"], passes.backward / IMAGES["cheap"]) < (260, 200)
     only_in_full = {check.name for check in checks if check.note == "only with --credibility full"}
     assert only_in_full == {*(rule.name for rule, _ in FULL), "transfer"}
-    assert len(checks) == len(CHEAP) + len(only_in_full)
+    assert len(checks) == len(CHEAP) + len(only_in_full) + 1
+    assert checks[len(CHEAP)].note == "no pictures were saved"
 
 
 def test_progress_names_the_check_that_runs(digits_network):

@@ -1,17 +1,23 @@
 """Checks that verdicts alone answer, the mark at every row, and the files that a report makes of all this."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from benchmark.credibility import rules
 from benchmark.credibility.colours import colour
 from benchmark.credibility.record import Setting
 from benchmark.errors import BadInput
+from benchmark.report import figures
 from benchmark.report.credibility import CREDIBILITY
 from benchmark.report.folder import build
+from benchmark.report.published_figure import published_vs_measured
+from benchmark.report.summary import summarise
+from benchmark.report.table import readable_accuracy, readable_comparisons, readable_stages, readable_table1
 from benchmark.results.credibility import Verdicts, from_verdicts
 from benchmark.results.probes import TRANSFER, is_probed, probe_path, read_probes, write_probes
 from tests.benchmark.make_report import FEW, make_report, watched, write_card, write_evidence, write_suite
@@ -192,3 +198,52 @@ def test_a_checkpoint_without_verdicts_yet_is_no_mistake(tmp_path):
     write_evidence(report, write_card(report, "pgd_at"), np.ones(20), **FEW)
     build(report)
     assert pd.read_csv(report / "leaderboard.csv").method.tolist() == ["pgd_at", "natural"]
+
+
+@pytest.fixture
+def half_red(tmp_path):
+    """A report of two methods, of which ``pgd_at`` is red."""
+    report = make_report(tmp_path / "r", {"natural": 0.05, "pgd_at": 0.28}, attacked=FEW)
+    probed(report, "natural-0")
+    probed(report, "pgd_at-0", rules.ZERO_MARGIN.measured(0.8, HERE, images=64))
+    return report
+
+
+def test_comparisons_and_table_1_carry_the_marks_of_both_rows(half_red):
+    build(half_red)
+    (line,) = pd.read_csv(half_red / "comparisons.csv").to_dict("records")
+    assert line["method"] == "natural"
+    assert not line["credibility"].startswith("red")
+    assert line["against_credibility"] == "red: zero gradients (margin)"
+    rows = pd.read_csv(half_red / "table1.csv")
+    marks = dict(zip(rows.method_key, rows.measured_credibility, strict=True))
+    assert marks["pgd_at"] == "red: zero gradients (margin)"
+    assert pd.isna(marks["trades"])
+    names = [line.split("|")[2].strip() for line in (half_red / "table1.md").read_text().splitlines() if "|" in line]
+    assert "pgd_at (credibility red)" in names
+    assert sum("red)" in name for name in names) == names.count("pgd_at (credibility red)")
+
+
+def test_every_readable_table_and_figure_that_shows_its_robustness_marks_a_red_row(half_red):
+    summary = summarise(half_red)
+    for read in (readable_comparisons, readable_accuracy, readable_stages, readable_table1):
+        text = read(summary).to_string()
+        assert "pgd_at (credibility red)" in text, read.__name__
+        assert "natural (credibility red)" not in text
+    for draw in (figures.clean_vs_robust, figures.cost_vs_robustness, figures.accuracy_over_epsilon,
+                 figures.attack_ladder, published_vs_measured):  # fmt: skip
+        written = [text.get_text() for text in draw(summary).findobj(Text)]
+        assert any("pgd_at (credibility red)" in text for text in written), draw.__name__
+        assert not any("natural (credibility red)" in text for text in written)
+
+
+def test_a_row_that_is_red_at_one_radius_is_so_marked_beside_figures_of_that_radius(tmp_path):
+    report = make_report(tmp_path / "r", {"pgd_at": 0.28}, attacked=FEW, evaluation={"ranked_at": [0.1, 0.15]})
+    probed(report, "pgd_at-0")
+    summary = summarise(report)
+    board = summary.leaderboard.assign(
+        credibility=["red: a gap" if epsilon == 0.1 else "green" for epsilon in summary.leaderboard.epsilon]
+    )
+    summary = dataclasses.replace(summary, leaderboard=board)
+    assert summary.marked("pgd_at", epsilon=0.1) == summary.marked("pgd_at") == "pgd_at (credibility red)"
+    assert summary.marked("pgd_at", epsilon=0.15) == summary.marked("pgd_at", "best") == "pgd_at"

@@ -70,10 +70,11 @@ def test_a_model_that_hides_its_gradient_is_red_in_the_table_of_its_evaluation(a
 
 def test_a_suite_probes_its_models_and_in_full_shows_them_each_others_pictures(atbench):
     asked = ["run", "quickstart", "--methods", "natural", "fast_at", "--output", "report", "--workers", 2]
-    asked += ["--set", *SMALL]
+    asked += ["--save-adversarial", "--set", *SMALL, "evaluation.epsilons=[0.1,0.3]"]
     assert atbench(*asked) == 0
     cheap = probes()
-    assert [path.name for path in cheap] == ["last.json", "last.json"]
+    assert sorted(path.name for path in cheap) == ["last.json", "last.json", "last.saved.json", "last.saved.json"]
+    assert set(pd.read_csv("report/credibility.csv").set_index("check").colour["saved pictures"]) == {"green"}
     marks = pd.read_csv("report/leaderboard.csv").credibility
     assert not marks.str.startswith("not probed").any()
     assert atbench(*asked) == 0
