@@ -109,7 +109,8 @@ def attack_in_stages(
             logits = torch.cat([network(part) for part in x.split(slots)])
         check_unchanged(x, given)
         stages = plan(check_logits(logits, x, y))
-        searched = prepared(network, x[:slots], to_compile=compiled)
+        with products("ieee"):  # it compares logits
+            searched = prepared(network, x[:slots], to_compile=compiled)
         reason = ""
         if compiled:
             searched, reason = compiling.compiled(searched, x[:slots])
