@@ -8,6 +8,7 @@ import pandas as pd
 from benchmark.report.attack_names import readable
 from benchmark.report.measure import groups
 from benchmark.results.cards import Suite
+from benchmark.results.worst_case import DEVELOPMENT
 
 
 def with_engine(accuracy: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -15,14 +16,21 @@ def with_engine(accuracy: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     keys = ["method", "seed", "fold", "checkpoint", "attack", "epsilon"]
     found = {key: _together(rows) for key, rows in groups(_with_engines(verdicts), keys)}
     names = [found.get(key, "") for key in accuracy[keys].itertuples(index=False, name=None)]
-    return accuracy.assign(engine=names)
+    told = accuracy.copy()
+    told.insert(list(accuracy.columns).index("fold"), "engine", names)
+    return told
 
 
 def of_rows(suite: Suite, verdicts: pd.DataFrame) -> dict[tuple[str, str, float], str]:
-    """Give the engines of each method, checkpoint and epsilon: one name, or one for each attack where they differ."""
+    """Give the engines of each method, checkpoint and epsilon: one name, or one for each attack where they differ.
+
+    Of development attacks, which are always ours, where nothing else ran.
+    """
     found = {}
     for key, rows in groups(_with_engines(verdicts), ["method", "checkpoint", "epsilon"]):
-        each = {readable(attack, suite): _together(own) for attack, own in groups(rows, "attack")}
+        others = rows[~rows.attack.isin(DEVELOPMENT)]
+        of_attacks = groups(others if len(others) else rows, "attack")
+        each = {readable(attack, suite): _together(own) for attack, own in of_attacks}
         same = len(set(each.values())) == 1
         found[key] = next(iter(each.values())) if same else "; ".join(f"{name}: {of}" for name, of in each.items())
     return found

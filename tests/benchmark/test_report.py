@@ -109,7 +109,7 @@ def test_the_accuracy_table_counts_the_verdicts(report):
     assert line.images == 200
     assert list(accuracy.columns) == ["method", "method_note", "seed", "checkpoint", "attack", "epsilon", "accuracy",
                                       "low", "high", "images", "carried", "carried_share",
-                                      "suite_note"]  # fmt: skip
+                                      "engine", "suite_note"]  # fmt: skip
 
 
 def test_the_worst_case_never_rises_with_epsilon(report):

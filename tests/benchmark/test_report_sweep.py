@@ -48,7 +48,7 @@ def test_the_accuracy_table_tells_the_share_of_carried_verdicts(summary):
     assert shares.carried_share.tolist() == pytest.approx(expected)
     assert (shares.carried == (shares.carried_share > 0)).all()
     assert not summary.accuracy[summary.accuracy.attack == "pgd20"].carried.any()
-    shown = readable_accuracy(summary).query("attack == 'autoattack'")
+    shown = readable_accuracy(summary).query("attack == 'AutoAttack'")
     assert dict(zip(shown.epsilon, shown.carried, strict=True)) == {
         epsilon: "" if epsilon == "0.15" else "60%" for epsilon in map(str, EPSILONS)
     }
