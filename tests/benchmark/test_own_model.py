@@ -167,7 +167,7 @@ def test_a_mistake_in_the_users_file_is_told_with_file_and_line(text, says, atbe
         ({}, ["--dataset", "mnist", "--data-root", "."], "--download"),
         ({}, ["--epsilon", "much"], "epsilons is a number in pixel units"),
         ({}, ["--images", "0"], "--images is 1 or more"),
-        ({}, ["--batch-size", "0"], "--batch-size is 1 or more"),
+        ({}, ["--batch-size", "0"], "--batch-size is a number from 1 on, or auto"),
         ({}, ["--attacks", "pgd"], "there is no attack 'pgd'"),
         ({}, ["--norm", "l3"], "invalid choice"),
     ],
