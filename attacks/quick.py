@@ -1,8 +1,14 @@
-"""A development attack: nearly what AutoAttack leaves, at a fifteenth of its passes. Never printed as AutoAttack.
+"""A development attack: nearly what AutoAttack leaves, at an eighteenth of its passes. Never printed as AutoAttack.
 
-Plain margins in place of DLR, the likeliest targets first, and no more steps than it takes: 20 on each of three; 60 on
-the cross-entropy, which goes where no single target leads; and 70 on each of two for the images that still hold. It has
-no attack without gradients, so that it sees less of gradients that mislead.
+Plain margins in place of DLR, the likeliest targets first, and many short climbs in place of few long ones: where a
+first try does not fool an image that AutoAttack fools, another start or target helped more often than more steps. There
+is no attack without gradients, so that it sees less of gradients that mislead.
+
+The plan was chosen among some twenty of its cost on the first 500 CIFAR-10 test images of ``cifar_cnn_a_adv4`` at
+8/255, on images 100-199 and 400-499 of ``trades_mnist_smallcnn`` at 0.3, and on PGD-AT on digits at 0.2. Elsewhere it
+and AutoAttack left, in percent: of the next 500 of that CNN 20.4 and 20.4; of ``cifar_resnet4b`` at 2/255 (300 images)
+61.7 and 61.7; of ``kw_mnist_01`` at 0.1 (200) 96.5 and 96.5; of TRADES on digits (400) 82.75 and 82.75 at 0.15, 63.5
+and 63.0 at 0.2; of the first 100 of ``trades_mnist_smallcnn`` 93 and 92, where Square alone found the one.
 """
 
 from typing import Any, NamedTuple
@@ -23,20 +29,19 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 class Part(NamedTuple):
-    """Climb ``loss`` for so many ``steps``, towards each of the likeliest ``targets``; 0: away from the label."""
+    """Climb ``loss`` for ``steps``: towards each of so many likeliest classes, or else from so many starts."""
 
     name: str
     loss: Loss
-    targets: int
+    targeted: bool
+    phases: int
     steps: int
 
 
-# At most 263 gradients an image. The cross-entropy and the shares were chosen on the first 500 CIFAR-10 test images of
-# the CNN of two convolutions at 8/255, among eleven plans of this cost.
-PLAN = (
-    Part("quick-first", targeted_margin, 3, 20),
-    Part("quick-ce", LOSSES["apgd-ce"], 0, 60),
-    Part("quick-last", targeted_margin, 2, 70),
+PLAN = (  # 266 gradients for an image that holds
+    Part("quick-first", targeted_margin, True, 3, 20),
+    Part("quick-ce", LOSSES["apgd-ce"], False, 2, 48),
+    Part("quick-last", targeted_margin, True, 5, 20),
 )
 
 
@@ -52,10 +57,10 @@ def quick(network: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed
                     threat,
                     part.loss,
                     keyed_start(threat, seed, part.name),
-                    targeted=part.targets > 0,
+                    targeted=part.targeted,
                     iterations=part.steps,
                 ),
-                min(part.targets, classes - 1) or 1,
+                min(part.phases, classes - 1) if part.targeted else part.phases,
                 2 * part.steps,
             )
             for part in PLAN

@@ -51,7 +51,7 @@ def test_digits_common_is_what_the_protocol_says():
     assert (recipe.learning_rate, recipe.weight_decay, recipe.schedule) == (0.05, 5e-4, "cyclic")
     assert (found.threat.norm, found.threat.epsilon, found.inner_steps) == ("linf", 0.15, 7)
     assert found.evaluation.epsilons == [0.05, 0.1, 0.15, 0.2, 0.3]
-    assert found.evaluation.ranked_at == [0.15]
+    assert found.evaluation.ranked_at == [0.15, 0.2]
     assert found.dataset.augment is False
     assert "no evidence about methods on natural images" in found.note
 
