@@ -284,6 +284,15 @@ def test_a_batch_that_was_deleted_is_repeated_and_recorded_anew(folder, atbench)
     assert atbench("verify", folder / "report") == 0
 
 
+def test_a_report_may_go_without_its_page_but_not_with_another(folder, atbench, capsys):
+    page = folder / "report" / "index.html"
+    page.write_bytes(page.read_bytes() + b" ")
+    assert atbench("verify", folder / "report") == 1
+    assert "does not hold: index.html" in capsys.readouterr().err
+    page.unlink()
+    assert atbench("verify", folder / "report") == 0
+
+
 def test_the_folder_of_a_killed_run_is_told_from_an_altered_one(folder, atbench, capsys):
     report = folder / "report"
     part = jobs(folder) / "part-00001.parquet"
