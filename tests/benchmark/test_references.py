@@ -286,7 +286,7 @@ def test_the_recovered_share_counts_from_the_lower_end_to_the_oracle_on_shared_i
     assert ("best", "autoattack", 0.15) not in table.index
     assert set(table.index.get_level_values("attack")) == {"clean", "pgd20", "autoattack"}
     shares = readable_recovered(summary).set_index(["checkpoint", "attack"])["recovered share"]
-    assert shares["last", "pgd20"] == f"{expected:.2f}"
+    assert shares["last", "PGD-20"] == f"{expected:.2f}"
     assert shares["last", "clean"] == "\N{EN DASH}"
 
 

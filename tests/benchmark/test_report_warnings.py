@@ -99,7 +99,7 @@ def test_every_readable_table_has_the_note_at_the_name(readable, summary):
 
 def test_a_reconstruction_that_others_are_held_against_is_named_so(summary):
     assert "fgsmr (reconstruction)" in set(readable_comparisons(summary).against)
-    (share,) = readable_recovered(summary).query("attack == 'autoattack'").to_dict("records")
+    (share,) = readable_recovered(summary).query("attack == 'AutoAttack'").to_dict("records")
     assert share["lower end"].endswith("(fgsmr (reconstruction))")
     assert share["oracle"].endswith("(fgsmr (reconstruction))")
 

@@ -230,7 +230,7 @@ def test_a_suite_knows_what_is_left_of_a_sweep(tmp_path, monkeypatch):
     (places.checkpoints / experiment.name).mkdir(parents=True)
     (places.checkpoints / experiment.name / commands.CARD).write_text("status: done")
     monkeypatch.setattr(commands, "_card_is_kept", lambda *_: True)
-    monkeypatch.setattr(commands.ProbeTask, "is_left", lambda *_: False)
+    monkeypatch.setattr(commands.ProbeTask, "left", lambda *_: [])
 
     def left():
         return [task.attacks for task in commands._unfinished(experiment, chosen, places, {0: 400}, "cheap")]
