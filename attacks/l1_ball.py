@@ -34,7 +34,7 @@ def tidied(points: Tensor, origin: Tensor, threat: ThreatModel) -> Tensor:
     outside = (threat.distance(picture, origin) > threat.epsilon * (1 + 1e-6)).view(-1, *[1] * (points.ndim - 1))
     delta = picture - origin
     delta = torch.where(delta.abs() <= 4 * torch.finfo(delta.dtype).eps, 0.0, delta)  # crumbs on pixels put back
-    length = per_image(delta.abs().flatten(1).sum(1), delta)
+    length = per_image(delta.abs().flatten(1).sum(1), delta).clamp(min=torch.finfo(delta.dtype).tiny)  # 0 / 0 is no way
     nearer = _short_of(origin, delta * (threat.epsilon / length).clamp(max=1))
     return torch.where(outside, nearer, picture)
 

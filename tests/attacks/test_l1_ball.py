@@ -1,7 +1,7 @@
 """The projection onto L1 ball and range at once: optimal, inside, and the official one's numbers."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyautoattack.autopgd_base import L1_projection
 
@@ -102,6 +102,7 @@ def test_it_lies_in_ball_and_range_in_float32_too(seed, shape, scale, radius):
 
 @settings(deadline=None, max_examples=100)
 @given(seeds, st.sampled_from([0.0, 1e-3, 1.0, 30.0]))
+@example(836, 0.0)
 def test_rounding_beyond_ball_and_range_is_taken_back_and_nothing_else(seed, radius):
     x, moved = scene(seed, (3, 3, 16, 16), 1.0)
     threat = ThreatModel("l1", radius)
