@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from attacks.modes import products
+from attacks.oracle import Oracle, Precision
 
 
-def compiled(network: nn.Module, example: Tensor) -> tuple[nn.Module, str]:
-    """Put ``network`` through ``torch.compile`` and try it on ``example``, with a gradient and without.
+def compiled(network: nn.Module, example: Tensor, precision: Precision = "fp32") -> tuple[nn.Module, str]:
+    """Put ``network`` through ``torch.compile`` and ask it about ``example``, with a gradient and without.
 
     Batches are of one shape, so that nothing is compiled for shapes in general. It takes up to a minute.
 
@@ -16,12 +16,9 @@ def compiled(network: nn.Module, example: Tensor) -> tuple[nn.Module, str]:
     """
     made = torch.compile(network, dynamic=False)
     try:
-        with products("ieee"):
-            with torch.inference_mode():
-                made(example)
-            with torch.enable_grad():
-                asked = example.detach().clone().requires_grad_()
-                torch.autograd.grad(made(asked).sum(), asked)
+        trial = Oracle(network, made, precision=precision)  # type: ignore[arg-type]
+        trial.logits(example)
+        trial.climb(example, lambda logits: logits.amax(1))
     except Exception as error:  # of many kinds; a network that fails by itself has failed before
         reason = next(iter(str(error).strip().splitlines()), "")[:160]
         return network, f"torch.compile fails here ({type(error).__name__}: {reason}): the attack goes on without"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attacks.modes import full_precision, without_parameter_gradients
 from attacks.oracle import Oracle, Precision
-from attacks.prepared import prepared
+from attacks.prepared import in_bfloat16, prepared
 
 FIRST, LAST = 16, 4096  # sizes tried, in powers of two
 TIMES = 3  # each; the least counts, because what disturbs a measurement only adds to it
@@ -37,7 +37,9 @@ def fastest_slots(
     """
     x = x.contiguous().clone()
     with torch.random.fork_rng(devices=[]), full_precision(x), without_parameter_gradients(network):
-        oracle = Oracle(network, prepared(network, x[:FIRST]), precision=precision)
+        searched = prepared(network, x[:FIRST])
+        searched = in_bfloat16(searched, x[:FIRST]) if precision == "bf16" else searched
+        oracle = Oracle(network, searched, precision=precision)
         timed = timed or (lambda size: seconds_of_a_step(oracle, x[:size]))
         size, pace = min(FIRST, len(x)), dict[int, float]()
         while not pace:

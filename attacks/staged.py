@@ -16,7 +16,7 @@ from attacks.errors import BadInput
 from attacks.modes import full_precision, products, without_parameter_gradients
 from attacks.oracle import Oracle, Precision
 from attacks.passes import networks_in
-from attacks.prepared import prepared
+from attacks.prepared import in_bfloat16, prepared
 from attacks.tally import Progress, Tally
 from attacks.threat import ThreatModel
 
@@ -111,9 +111,10 @@ def attack_in_stages(
         stages = plan(check_logits(logits, x, y))
         with products("ieee"):  # it compares logits
             searched = prepared(network, x[:slots], to_compile=compiled)
+            searched = in_bfloat16(searched, x[:slots]) if precision == "bf16" else searched
         reason = ""
         if compiled:
-            searched, reason = compiling.compiled(searched, x[:slots])
+            searched, reason = compiling.compiled(searched, x[:slots], precision)
         work = {stage.name: stage.work * stage.phases for stage in stages}
         tally = Tally(logits.argmax(1) == y, work, progress, keep)
         tally.forward += len(networks_in(network))

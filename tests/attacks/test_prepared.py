@@ -4,14 +4,16 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from attacks import compiling
 from attacks.apgd import APGD
 from attacks.autoattack import LOSSES
-from attacks.prepared import WIDE, _Narrow, prepared
+from attacks.convolutions import Swapped, with_fast_gradients
+from attacks.oracle import Oracle
+from attacks.prepared import WIDE, in_bfloat16, prepared
 from attacks.staged import Stage, attack_in_stages
 from attacks.starts import keyed_start
 from attacks.threat import ThreatModel
@@ -55,25 +57,40 @@ def test_the_network_itself_is_left_alone():
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(
     channels=st.integers(1, 4),
     width=st.integers(1, 5),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)) | st.just((2, 2)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     dilation=st.integers(1, 2),
     last=st.booleans(),
 )
-def test_a_convolution_on_few_channels_has_the_gradient_of_its_kind(
-    channels, width, kernel, stride, padding, dilation, last
-):
+@example(channels=4, width=3, kernel=(4, 4), stride=(2, 2), padding=(1, 1), dilation=1, last=False)
+@example(channels=4, width=3, kernel=(2, 4), stride=(2, 2), padding=(0, 1), dilation=1, last=True)
+def test_a_swapped_convolution_has_the_gradient_of_its_kind(channels, width, kernel, stride, padding, dilation, last):
     x = torch.rand(3, channels, 9, 8, generator=DRAW, dtype=torch.float64)
     convolution = nn.Conv2d(channels, width, kernel, stride, padding, dilation, dtype=torch.float64)
     if last:
         x = x.to(memory_format=torch.channels_last)
     network = nn.Sequential(convolution, nn.Tanh()).eval()
-    torch.testing.assert_close(gradient(nn.Sequential(_Narrow(convolution), nn.Tanh()), x), gradient(network, x))
+    expected = gradient(network, x)
+    torch.testing.assert_close(gradient(with_fast_gradients(network), x), expected)
+
+
+@pytest.mark.parametrize(
+    ("convolution", "swapped"),
+    [
+        (nn.Conv2d(3, 8, 3), True),
+        (nn.Conv2d(4, 8, 4, stride=2, padding=1), True),
+        (nn.Conv2d(5, 8, 3, stride=2), False),
+        (nn.Conv2d(5, 8, 3), False),
+        (nn.Conv2d(4, 8, 2, stride=2, groups=2), False),
+    ],
+)
+def test_convolutions_on_few_channels_are_swapped(convolution, swapped):
+    assert isinstance(with_fast_gradients(nn.Sequential(convolution))[0], Swapped) == swapped
 
 
 @pytest.mark.parametrize(
@@ -81,7 +98,7 @@ def test_a_convolution_on_few_channels_has_the_gradient_of_its_kind(
 )
 def test_other_convolutions_keep_their_own_gradient(how):
     twin = same(nn.Sequential(nn.Conv2d(2, 4, 3, **how), nn.Flatten()).eval(), torch.rand(3, 2, 8, 8))
-    assert not any(isinstance(part, _Narrow) for part in twin.modules())
+    assert not any(isinstance(part, Swapped) for part in twin.modules())
 
 
 class Stopping(nn.Conv2d):
@@ -139,6 +156,30 @@ def test_only_wide_convolutions_are_stored_channels_last(width, last):
     twin = same(network)
     wide = next(part for part in twin.modules() if isinstance(part, nn.Conv2d) and part.in_channels == width)
     assert wide.weight.is_contiguous(memory_format=torch.channels_last) == last
+
+
+def test_short_weights_give_the_logits_and_gradients_of_autocast():
+    network = prepared(with_statistics(curved()), X)
+    twin = in_bfloat16(network, X)
+    assert twin is not network
+    each = [
+        Oracle(network, which, precision="bf16").climb(X, lambda logits: logits.amax(1)) for which in (network, twin)
+    ]
+    for expected, found in zip(*each, strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_a_network_that_uses_its_weights_otherwise_keeps_them():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.flatten(1)) * torch.linalg.vector_norm(self.linear.weight.view(torch.int32).float())
+
+    network = Scaled().eval()
+    assert in_bfloat16(network, X) is network
 
 
 def brief(compiled, network=None):
