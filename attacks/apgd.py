@@ -31,6 +31,8 @@ class APGDState(NamedTuple):
     """Slots of Auto-PGD, one row each."""
 
     x: Tensor
+    low: Tensor  # Linf: the least and the largest pixels that ball and range allow; else x
+    high: Tensor
     y: Tensor
     target: Tensor
     point: Tensor  # is evaluated next
@@ -81,9 +83,14 @@ class APGD:
         x, threat = jobs.x, self.threat
         images, zeros = len(x), torch.zeros_like(x[:, 0, 0, 0])
         start = (x + threat.epsilon * _unit(self.start(jobs), threat)).clamp(threat.low, threat.high)
+        ends = [x, x]
+        if threat.norm == "linf":
+            ends = [(x + side * threat.epsilon).clamp(threat.low, threat.high) for side in (-1, 1)]
         whole = torch.zeros(images, dtype=torch.int64, device=x.device)
         return APGDState(
             x=x,
+            low=ends[0],
+            high=ends[1],
             y=jobs.y,
             target=target_classes(jobs) if self.targeted else jobs.y,
             point=start,
@@ -110,21 +117,20 @@ class APGD:
     def _moved(self, state: APGDState, value: Tensor, gradient: Tensor) -> APGDState:
         first = state.evaluations == 0
         better = value > state.best_value
-        best = torch.where(better.view_as(state.step_size), state.point, state.best)
-        best_gradient = torch.where(better.view_as(state.step_size), gradient, state.best_gradient)
+        best = _taken(better, state.point, state.best)
+        best_gradient = _taken(better, gradient, state.best_gradient)
         best_value = torch.where(better, value, state.best_value)
         rises = state.rises + (~first & (value > state.last_value))
         since = state.since + ~first
         due = since == state.window
         stuck = ~state.halved_at_check & (state.best_at_check >= best_value)
         halve = due & ((rises <= RISING * state.window) | stuck)
-        back = halve.view_as(state.step_size)
-        step_size = torch.where(back, state.step_size / 2, state.step_size)
-        point = torch.where(back, best, state.point)
-        gradient = torch.where(back, best_gradient, gradient)
+        step_size = torch.where(halve.view_as(state.step_size), state.step_size / 2, state.step_size)
+        point = _taken(halve, best, state.point)
+        gradient = _taken(halve, best_gradient, gradient)
         keep = torch.where(first, 1.0, MOMENTUM).to(value).view_as(state.step_size)
         return state._replace(
-            point=self._next_point(state.x, point, state.before, step_size, gradient, keep),
+            point=self._next_point(state, point, step_size, gradient, keep),
             before=point,
             step_size=step_size,
             best=best,
@@ -143,24 +149,31 @@ class APGD:
         return (window - max(int(0.03 * self.iterations), 1)).clamp(min=max(int(0.06 * self.iterations), 1))
 
     def _next_point(
-        self, x: Tensor, point: Tensor, before: Tensor, step_size: Tensor, gradient: Tensor, keep: Tensor
+        self, state: APGDState, point: Tensor, step_size: Tensor, gradient: Tensor, keep: Tensor
     ) -> Tensor:
         """Step along the gradient, then mix in the step before; into ball and range after each."""
-        plain = self._project(x, point + step_size * self._direction(gradient))
-        return self._project(x, point + (plain - point) * keep + (point - before) * (1 - keep))
+        plain = self._project(state, (step_size * self._direction(gradient)).add_(point))
+        mixed = plain.sub_(point).mul_(keep).add_(point)
+        return self._project(state, mixed.add_((point - state.before).mul_(1 - keep)))
 
     def _direction(self, gradient: Tensor) -> Tensor:
         return gradient.sign() if self.threat.norm == "linf" else _unit(gradient, self.threat)
 
-    def _project(self, x: Tensor, moved: Tensor) -> Tensor:
-        """As the authors do, in their order of operations, so that pictures are theirs bit by bit."""
+    def _project(self, state: APGDState, moved: Tensor) -> Tensor:
+        """As the authors do, in their order of operations, so that pictures are theirs bit by bit; in place."""
         threat = self.threat
         if threat.norm == "linf":
-            inside = torch.minimum(torch.maximum(moved, x - threat.epsilon), x + threat.epsilon)
-            return inside.clamp(threat.low, threat.high)
-        delta = moved - x
+            return moved.clamp_(state.low, state.high)
+        delta = moved - state.x
         length = _length(delta)
-        return (x + delta / (length + 1e-12) * length.clamp(max=threat.epsilon)).clamp(threat.low, threat.high)
+        return (state.x + delta / (length + 1e-12) * length.clamp(max=threat.epsilon)).clamp_(threat.low, threat.high)
+
+
+def _taken(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Take the ``rows`` ``(b,)`` of new images in place of old ones; on a CPU it costs nothing where there are none."""
+    if rows.device.type == "cpu" and not torch.compiler.is_compiling() and not rows.any():
+        return old
+    return torch.where(per_image(rows, new).bool(), new, old)
 
 
 def target_classes(jobs: Jobs) -> Tensor:
