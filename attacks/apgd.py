@@ -148,9 +148,7 @@ class APGD:
     def _shorter(self, window: Tensor) -> Tensor:
         return (window - max(int(0.03 * self.iterations), 1)).clamp(min=max(int(0.06 * self.iterations), 1))
 
-    def _next_point(
-        self, state: APGDState, point: Tensor, step_size: Tensor, gradient: Tensor, keep: Tensor
-    ) -> Tensor:
+    def _next_point(self, state: APGDState, point: Tensor, step_size: Tensor, gradient: Tensor, keep: Tensor) -> Tensor:
         """Step along the gradient, then mix in the step before; into ball and range after each."""
         plain = self._project(state, (step_size * self._direction(gradient)).add_(point))
         mixed = plain.sub_(point).mul_(keep).add_(point)
