@@ -17,6 +17,7 @@ from benchmark.data.hidden_labels import choose_labelled, digest, usual_labels
 from benchmark.errors import BadInput
 from benchmark.results.rows import parts
 from benchmark.settings import parse, resolve
+from benchmark.storage import sha256
 from benchmark.suite import DataChoice, NetworkChoice, Suite
 from benchmark.user_code import UserCode
 from methods.base import AdversarialTraining
@@ -80,7 +81,7 @@ class Experiment:
             dataset |= {"labels": self.labels, "labelled": digest(self.labelled)}
         plain = {
             "method": self.method,
-            "settings": self.settings if faces_adversary else {},
+            "settings": _with_hashes(self.settings) if faces_adversary else {},
             "threat": asdict(self.threat) if faces_adversary else None,
             "dataset": dataset,
             "network": _without(self.network, "code", *(["name"] if self.network.code else [])),
@@ -125,6 +126,15 @@ class Experiment:
         """Put the method around ``network``."""
         settings = parse(self.method, self.method_class, self.settings)
         return self.method_class(network, self.threat, recipe=self.recipe, seed=self.seed, **settings)
+
+
+def _with_hashes(settings: dict[str, Any]) -> dict[str, Any]:
+    """Put the hash of a file of weights in the place of its path: where it lies changes nothing."""
+    named = {key: Path(value) for key, value in settings.items() if str(value).endswith(".safetensors")}
+    for key, path in named.items():
+        if not path.is_file():
+            raise BadInput(f"{key} names a file of weights, but there is no {path}")
+    return settings | {key: f"sha256:{sha256(path)}" for key, path in named.items()}
 
 
 def description(choice: DataChoice) -> Description:

@@ -28,7 +28,16 @@ def references(experiments: Sequence[Experiment], suite: Suite, data_root: Path 
             like = replace(suite, dataset=one.dataset, network=one.network, own={})
             made = experiment(like, reference.method, settings, one.fold, one.seed, one.labels, row, data_root)
             found.setdefault((row, one.seed, one.fold), replace(made, reference=True))
-    return [made for place, made in found.items() if place not in listed]
+    return [
+        made
+        for place, made in found.items()
+        if place not in listed and not any(_same(made, one) for one in experiments)
+    ]
+
+
+def _same(one: Experiment, other: Experiment) -> bool:
+    """Tell whether two experiments of a suite are one, such as a method's reference to a variant that is listed."""
+    return all(getattr(one, part) == getattr(other, part) for part in ("method", "settings", "labels", "fold", "seed"))
 
 
 def with_teachers(experiments: Sequence[Experiment]) -> list[Experiment]:

@@ -23,7 +23,7 @@ from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.experiment import Experiment
 from benchmark.loggers import HISTORY, History, listening
-from benchmark.storage import atomically, locked, read_yaml, save_weights, write_yaml
+from benchmark.storage import atomically, load_weights, locked, read_yaml, save_weights, write_yaml
 from methods.alarm import catastrophic_overfitting, label_leaking
 from methods.base import AdversarialTraining
 from methods.selection import KeepBest
@@ -68,6 +68,8 @@ def train(
         code=experiment.dataset.code,
     )
     method = experiment.build_method(experiment.build_network())
+    if method.first_weights is not None:
+        method.begin_from(load_weights(Path(method.first_weights)))
     hidden = None if experiment.labels is None else HiddenLabels.of(splits.train, experiment.labelled)
     data = ImageData(
         splits,

@@ -96,6 +96,15 @@ class AdversarialTraining(HeldOut):
         """Tell whether these settings of a semi-supervised method ask for a teacher's labels of unlabelled images."""
         return False
 
+    @property
+    def first_weights(self) -> str | None:
+        """A file of weights to begin with, which whoever trains reads for :meth:`begin_from`; none by default."""
+        return None
+
+    def begin_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take up the ``weights`` of a network that was trained before; its optimizer's memory stays behind."""
+        self.network.load_state_dict(weights)
+
     def labelled_rows(self, batch_size: int, labels: int, images: int) -> int:
         """Say how many of a batch's images have a label, when ``labels`` of all ``images`` have one: all by default."""
         return batch_size
@@ -144,6 +153,10 @@ class AdversarialTraining(HeldOut):
         if self._trainer is None:
             return 1.0
         return min(1.0, (self.trainer.global_step + 1) / self.total_updates())
+
+    def learning_rate_at(self, progress: float) -> float:
+        """Give the learning rate of the step that ends at ``progress``, in (0, 1]: the recipe's, by default."""
+        return self.recipe.learning_rate_at(progress)
 
     def data_passes(self) -> int:
         """Give how often a trainer should pass over the data: the recipe's epochs, unless a method counts otherwise."""
@@ -287,7 +300,7 @@ class AdversarialTraining(HeldOut):
             )
         peak = self.recipe.learning_rate or 1.0
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.recipe.learning_rate_at(min(1.0, (step + 1) / total)) / peak
+            optimizer, lambda step: self.learning_rate_at(min(1.0, (step + 1) / total)) / peak
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,7 +1,8 @@
 """The one source of training randomness: draws keyed by (seed, epoch, step, rank, purpose)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -71,6 +72,14 @@ class Draws:
 
     def _numpy(self, kind: str) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=self._key(kind)))
+
+
+@contextmanager
+def seeded(*words: int | str) -> Iterator[None]:
+    """Key the global generator of the CPU to ``words`` inside the block, for new layers; others do not notice."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(*words) >> 1)
+        yield
 
 
 def _shape(like: Tensor, shape: Sequence[int] | None) -> tuple[int, ...]:

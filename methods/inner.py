@@ -18,6 +18,7 @@ from attacks.threat import ThreatModel, l2_length
 from methods.draws import Draws
 
 Start = Literal["none", "uniform", "gaussian", "sphere", "ball"]
+Centre = Literal["image", "start"]
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,23 @@ class Inner:
         return clip(x + noise, threat.low, threat.high) if self.boxed else x + noise
 
     def maximise(
-        self, network: nn.Module, x: Tensor, y: Tensor, objective: Objective, threat: ThreatModel, draws: Draws
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        objective: Objective,
+        threat: ThreatModel,
+        draws: Draws,
+        *,
+        centre: Centre = "image",
     ) -> Tensor:
         """Attack images ``x`` ``(n, c, h, w)``; the network comes back in the mode it was in.
 
-        ``y`` ``(n,)`` is looked at only for ``patience``.
+        ``y`` ``(n,)`` is looked at only for ``patience``. The ball is around the image; around the ``start`` in codes
+        that add their noise in place, by mistake, so that images move by up to twice the radius.
         """
-        return self.climb(network, x, y, objective, threat, start=self.begin(x, threat, draws))
+        start = self.begin(x, threat, draws)
+        return self.climb(network, start if centre == "start" else x, y, objective, threat, start=start)
 
     def climb(
         self,
@@ -132,6 +143,12 @@ class Inner:
         full = full_precision(x) if self.full_precision else nullcontext()
         with in_mode(network, self.mode), full:
             yield
+
+
+def check_centre(centre: str) -> None:
+    """Accept a setting ``centre``; raises :class:`BadInput` for anything but the two."""
+    if centre not in get_args(Centre):
+        raise BadInput(f"centre is one of {', '.join(get_args(Centre))}, but found {centre!r}")
 
 
 def one_step(

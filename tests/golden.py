@@ -42,6 +42,8 @@ class ScriptedDraws:
 
 def _cut(noise: Tensor, like: Tensor, shape) -> Tensor:
     for axis, size in enumerate(like.shape if shape is None else shape):
+        if size > noise.shape[axis]:  # over again, as for images that a method makes of those of the batch
+            noise = torch.cat([noise] * -(-size // noise.shape[axis]), axis)
         noise = noise.narrow(axis, 0, size)
     return noise.to(like)
 
@@ -54,6 +56,15 @@ class Normalised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network((x - self.mean) / self.std)
+
+
+class Rescaled(nn.Module):
+    def __init__(self, network: nn.Module, scale: float, shift: float) -> None:
+        super().__init__()
+        self.network, self.scale, self.shift = network, scale, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(self.scale * x + self.shift)
 
 
 @dataclass
@@ -91,6 +102,8 @@ class Case:
         network = (
             self.body if normalisation is None else Normalised(self.body, normalisation["mean"], normalisation["std"])
         )
+        if scaled := self.changes.get("network_input") or self.changes.get("batch_rescaled"):
+            network = Rescaled(self.body, **scaled)
         return network.train(self.record["mode_at_entry"] == "train" or self.settings.get("loss_mode") == "train")
 
     @cached_property

@@ -47,13 +47,14 @@ def test_one_training_step_repeats_the_authors_code(case):
 
     method.perturb = watched
     with counting(case.network) as passes:
-        trace = method.trace_step(case.batch)
+        trace = method.trace_step(module.batch(case) if hasattr(module, "batch") else case.batch)
     optimizer.zero_grad()
     trace.loss.backward()
     if hasattr(module, "compare"):
         module.compare(method, case, trace)
 
-    assert_images(trace.adversarial, expected["x_adv"])
+    if "x_adv" in expected:  # else the module compares several sets of images
+        assert_images(trace.adversarial, expected["x_adv"])
     assert trace.loss.item() == pytest.approx(expected["loss"], rel=1e-7)
     assert gradient_norm(case.network) == pytest.approx(expected["grad_norm"], rel=1e-7)
     torch.testing.assert_close(
