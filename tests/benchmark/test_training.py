@@ -127,6 +127,9 @@ COSTS = {
     "fat": (3, 3),
     "avmixup": (3, 3),
     "rst": (5, 4),
+    "ss_rotation": (15, 15),
+    "pretraining": (3, 3),
+    "ssdrl": (4, 3),
     "iaat": ((4 + 10 + 10) / 3, (3 + 7 + 7) / 3),  # a warm-up of one epoch
     "mma": (2, 2),  # while no image is surely right
     "cat_customized": (4, 3),
@@ -164,6 +167,8 @@ def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
     selection = (1, 0) if name == "natural" else (1 + 2 * 11, 2 * 10)
     if catalogue.get(name).single_step:  # the alarm's PGD-10 is that of the selection, its FGSM comes on top
         selection = (selection[0] + 2, selection[1] + 1)
+    if name == "ss_rotation":  # clean images in train mode
+        selection = (selection[0] + 1, selection[1])
     if name == "kurakin":  # step l.l. is watched, too
         selection = (selection[0] + 2, selection[1] + 1)
     if name == "mma":  # two steps and eleven questions where the boundary lies

@@ -1,5 +1,7 @@
 """What every method of the catalogue keeps, whatever it is: whoever is listed there is tested here."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -41,6 +43,9 @@ FORWARD_BACKWARD_UPDATES = {
     "cat_customized": (K + 2, K + 1, 1),
     "free_at": (4, 4, 4),  # replays
     "rst": (K + 1 + 2, K + 2, 2),
+    "ss_rotation": (5 * (K + 1), 5 * (K + 1), K + 1),  # upright, and at each of four turns
+    "pretraining": (K + 1, K + 1, K + 1),
+    "ssdrl": (1 + K + 1, K + 1, 1),
     "yopo": (5, 5, 5),  # m
 }
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
@@ -54,8 +59,12 @@ REACH = {  # how many epsilons away a method's images may lie, where that is mor
     "avmixup": 2,
     "mma": 4.2,
     "sat_r": 1 + 1 / 30,
+    "ssdrl": torch.inf,  # it pays for the way
 }
-SETS = {"sat_r": 2}  # how many images a method makes of each, where that is more than one
+SETS = {  # the images that a method's images are made of, where they are not the batch's once
+    "sat_r": lambda x: torch.cat([x, x]),
+    "ss_rotation": lambda x: torch.cat([x, *(torch.rot90(x, turn, (2, 3)) for turn in range(4))]),
+}
 CLEAN_BEHIND = {"tla": 2}  # clean forwards behind the adversarial one, where they are more than one
 every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
@@ -68,6 +77,7 @@ WITHOUT_DRAWS = {
     "mma",  # at first: no image is sure enough to be attacked
     "cat_customized",  # at first: no radius that softens a label
     *("sads", "atda"),  # none for their images
+    "ssdrl",
 }
 
 
@@ -137,7 +147,7 @@ def test_adversarial_images_carry_no_graph_and_lie_in_ball_and_box(name, batch, 
     adversarial = step.adversarial
     assert not adversarial.requires_grad
     assert adversarial.grad_fn is None
-    origin = torch.cat([x.to(dtype)] * SETS.get(name, 1))
+    origin = SETS.get(name, lambda images: images)(x.to(dtype))
     assert (adversarial.dtype, adversarial.shape, step.loss.dtype) == (dtype, origin.shape, dtype)
     assert threat.distance(adversarial, origin).max() <= REACH.get(name, 1) * threat.epsilon + 1e-6
     assert adversarial.min() >= 0
@@ -191,10 +201,12 @@ def test_global_random_state_is_neither_read_nor_moved_by_a_step(name, batch):
 
 @every_method
 def test_scripted_draws_are_all_the_randomness_there_is(name):
-    losses = []
+    losses, first = [], None
     for seed in (0, 1):
         model, x, y, draws = toy()
         method = build(name, model, ThreatModel("linf", 8 / 255), steps=K, seed=seed).double()
+        first = first or copy.deepcopy(method.state_dict())
+        method.load_state_dict(first)  # the first weights of layers that a method adds are no draw of a step
         method.draws = draws
         losses.append(method.trace_step((x, y, torch.arange(len(y)))).loss)
     assert torch.equal(*losses)
