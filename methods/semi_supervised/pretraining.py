@@ -111,7 +111,7 @@ class Pretraining(AdversarialTraining):
         strange = sorted((own.keys() ^ weights.keys()) | (own.keys() - fitting.keys()))
         if own.keys() != weights.keys() or len({name.rpartition(".")[0] for name in strange}) > 1:
             raise BadInput(
-                f"the weights of {self.source} are those of this network, but for its last layer; they differ in "
+                f"stage B begins with weights of this network in {self.source}, its last layer aside, but found other "
                 f"{', '.join(strange[:4])}: train the source with the same network"
             )
         self.network.load_state_dict(fitting, strict=False)

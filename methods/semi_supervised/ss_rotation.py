@@ -173,7 +173,8 @@ class SSRotation(AdversarialTraining):
         """Give the size of the head and what it tells, and mark what must be known of the row."""
         last = self.history[-1] if self.history else {}
         head = sum(parameter.numel() for parameter in self.head.parameters())
-        told: dict[str, float | str] = {"parameters_in_training_only": float(head)}
+        times = 1.0 if self.rotation_weight == 0 else 1.0 + TURNS
+        told: dict[str, float | str] = {"times_the_passes_of_pgd_at": times, "parameters_in_training_only": float(head)}
         told |= {name: share for name, share in last.items() if name.startswith("rotation_")}
         if self.ambiguous:
             told["mark"] = "label-ambiguous rotations: informative on photographs only"
