@@ -42,6 +42,7 @@ FORWARD_BACKWARD_UPDATES = {
     "free_at": (4, 4, 4),  # replays
     "rst": (K + 1 + 2, K + 2, 2),
     "yopo": (5, 5, 5),  # m
+    "bilateral": (3, 2, 1),
 }
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
 EXACT = {  # settings with which the passes do not depend on the images
