@@ -38,7 +38,7 @@ _HOMES = [
     "efficient.yopo:YOPO",
     # "variants.adt:ADT",
     "variants.bilateral:Bilateral",
-    # "variants.hypersphere:Hypersphere",
+    "variants.hypersphere:Hypersphere",
     "variants.avmixup:AVMixup",
 ]
 

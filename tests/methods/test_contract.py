@@ -43,6 +43,7 @@ FORWARD_BACKWARD_UPDATES = {
     "rst": (K + 1 + 2, K + 2, 2),
     "yopo": (5, 5, 5),  # m
     "bilateral": (3, 2, 1),
+    "hypersphere": (K + 1, K + 1, 1),
 }
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
 EXACT = {  # settings with which the passes do not depend on the images
