@@ -36,7 +36,7 @@ _HOMES = [
     "efficient.sat_r:SATR",
     "efficient.fgsmr:FGSMR",
     "efficient.yopo:YOPO",
-    # "variants.adt:ADT",
+    "variants.adt:ADT",
     "variants.bilateral:Bilateral",
     "variants.hypersphere:Hypersphere",
     "variants.avmixup:AVMixup",

@@ -132,6 +132,7 @@ COSTS = {
     "cat_customized": (4, 3),
     "free_at": (1, 1),
     "yopo": (5, 5),
+    "adt": (11, 11),
     "bilateral": (3, 2),
     "hypersphere": (3, 3),
 }

@@ -21,7 +21,7 @@ from methods import ALP, PGDAT, TRADES, FreeAT, Hypersphere
 from methods.cosine_head import CosineHead, units, with_cosine_head
 from methods.inner import Inner
 from methods.recipe import Recipe
-from tests.methods.test_training import SaveEachEpoch
+from tests.methods.ranks import SaveFirst
 from tests.methods.tools import (
     EPSILON,
     assert_same,
@@ -277,11 +277,11 @@ def test_in_free_at_the_loss_that_moves_the_noise_has_the_margin():
 def test_free_at_on_the_head_trains_and_resumes_like_free_at(tmp_path):
     def fit(resume=None):
         ours = method(framework="free_at", recipe=Recipe(learning_rate=0.05, schedule="constant"))
-        trainer(8, SaveEachEpoch(tmp_path)).fit(ours, loader(), ckpt_path=resume, weights_only=True)
+        trainer(8, SaveFirst(tmp_path / "first.ckpt")).fit(ours, loader(), ckpt_path=resume, weights_only=True)
         return ours
 
     whole = fit()
-    resumed = fit(tmp_path / "3.ckpt")
+    resumed = fit(tmp_path / "first.ckpt")
     assert_same(weights(whole.network), weights(resumed.network))
     assert whole.history[-1]["loss"] < whole.history[0]["loss"]
 
