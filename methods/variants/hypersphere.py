@@ -135,12 +135,12 @@ class Hypersphere(AdversarialTraining):
         self.note("true_cosine", logits[true] / self.s)
         return super().classification_loss(torch.where(true, logits - self.s * self.m, logits), y)
 
-    def on_train_end(self) -> None:
-        """Leave the network, and the averaged one, with unit rows: the last step has moved them, averaging has."""
-        super().on_train_end()
-        for part in self.modules():
-            if isinstance(part, CosineHead) and not part.in_graph:
-                part.normalise()
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Leave unit rows behind the step, also in what is saved; of averaged rows once, behind the last step."""
+        _unit_rows(self.network)
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self.averaged is not None and self.trainer.global_step >= self.total_updates():
+            _unit_rows(self.averaged)
 
     @property
     def head(self) -> CosineHead:
@@ -186,6 +186,12 @@ def _positive(scale: float) -> float:
     if not scale > 0:
         raise BadInput(f"s is above 0, but found {scale}")
     return scale
+
+
+def _unit_rows(network: nn.Module) -> None:
+    head = head_of(network)
+    if head is not None and not head.in_graph:
+        head.normalise()
 
 
 def _inner_of(kind: type[AdversarialTraining]) -> Inner:
