@@ -3,6 +3,7 @@
 import signal
 import sys
 from argparse import Action
+from fractions import Fraction
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -132,6 +133,7 @@ def _evaluate(chosen: Namespace) -> int:
         data_root=chosen.data_root,
         download=chosen.download,
         credibility=chosen.credibility,
+        logit_scale=_factor(chosen.logit_scale),
     )
 
 
@@ -243,6 +245,13 @@ def _batch_size(text: str | None) -> Any:
     if not text.isdecimal() or int(text) < 1:
         raise BadInput(f"--batch-size is a number from 1 on, or auto, but found {text}")
     return int(text)
+
+
+def _factor(text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise BadInput(f"--logit-scale is a number such as 15 or 1/15, but found {text}") from None
 
 
 def _names(words: list[str] | None) -> list[str] | None:

@@ -2,11 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
 from attacks.checks import check_classifier, check_images
 from attacks.passes import networks_in
@@ -42,10 +43,12 @@ def evaluate_file(
     data_root: Path | None,
     download: bool,
     credibility: Depth = "cheap",
+    logit_scale: float = 1.0,
 ) -> int:
     """Attack and probe the model of ``FILE:BUILDER`` with ``weights`` and make a report; returns the exit code.
 
     Args:
+        logit_scale: what its logits are multiplied by before anyone sees them, see :class:`Scaled`.
         credibility: how thoroughly it is probed, see :mod:`benchmark.credibility.run`.
 
     Raises:
@@ -55,6 +58,7 @@ def evaluate_file(
     data, dataset = description(choice), choice.name
     network = build(model, data)
     load_into(network, weights)
+    network = scaled(network, logit_scale)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).eval()
     test = load(dataset, data_root, download=download, code=choice.code).test
@@ -63,13 +67,14 @@ def evaluate_file(
     few = test.take(torch.arange(1)).to(device)
     check_versions(network, few, ThreatModel(norm), settings, settings.attacks)
     name = name or weights.stem
+    how: dict[str, Any] = {} if logit_scale == 1 else {"logit_scale": logit_scale}
     report = output or Path("reports") / escaped(f"evaluate-{name}")
     console = Console(stderr=True)
     with locked(report):
         digest = sha256(weights)
         images = dataset if choice.code is None else f"{dataset} {choice.code.sha256[:12]}"
-        same_measurement(report, name, "last", settings, weights=digest, dataset=images, norm=norm, path=weights)
-        _describe_run(report, name, model, network, choice, norm, settings, digest)
+        same_measurement(report, name, "last", settings, weights=digest, dataset=images, norm=norm, path=weights, **how)
+        _describe_run(report, name, model, network, choice, norm, settings, digest, how)
         manifest.forget_missing(report)
         threat = ThreatModel(norm, max(map(float, settings.epsilons)))
         with bars(console) as progress:
@@ -82,7 +87,7 @@ def evaluate_file(
                 place=lambda job: evidence_folder(report, name, "last", *job),
                 tell=tell,
             )
-            way = way_of(settings, threat, dataset=images, weights=digest)
+            way = way_of(settings, threat, dataset=images, weights=digest) | how
             probed = is_probed(path := probe_path(report, name, "last"), way, credibility)
             manifest.forget(report, [*([] if probed else [path]), *left_of(report, name, "last", way)])
             keep_probes(report, name, "last", lambda: network, test, threat, settings, way, credibility, tell)
@@ -105,6 +110,30 @@ def build(model: str, data: Description) -> nn.Module:
     return architectures.build(
         model, classes=data.classes, channels=data.channels, size=data.size, mean=data.mean, std=data.std
     )
+
+
+class Scaled(nn.Module):
+    """A network whose logits are multiplied by a factor: predictions stay, attacks on their cross-entropy change.
+
+    Some networks give raw cosines, on which cross-entropy hardly has a gradient; other people's figures may stand on
+    them.
+    """
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, k)`` of images ``(n, c, h, w)``."""
+        logits: Tensor = self.factor * self.network(x)
+        return logits
+
+
+def scaled(network: nn.Module, factor: float) -> nn.Module:
+    """Multiply the logits of ``network`` by ``factor``; raises :class:`BadInput` unless it is above 0."""
+    if not factor > 0:
+        raise BadInput(f"--logit-scale is above 0, but found {factor:g}")
+    return network if factor == 1 else Scaled(network, factor)
 
 
 def probe(network: nn.Module, images: Images, model: str) -> None:
@@ -156,6 +185,7 @@ def _describe_run(
     norm: Norm,
     settings: Evaluation,
     digest: str,
+    how: dict[str, Any],
 ) -> None:
     """Write what a report needs to know: a suite of one model, and its card."""
     own = {"network": user_code.find(model, "build") if is_reference(model) else None, "dataset": choice.code}
@@ -191,6 +221,7 @@ def _describe_run(
             "dataset": choice.name,
             "network": model,
             **({"code": code} if code else {}),
+            **how,
             "members": len(networks_in(network)),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "weights": {"last": {"sha256": digest}},

@@ -78,6 +78,7 @@ def rebuild(report: Path, card: dict[str, Any], weights: Path, digest: str, sour
         )
     network = own_model.build(model if own is None else f"{own.path}:{own.name}", description(choice))
     own_model.load_into(network, weights)
+    network = own_model.scaled(network, float(card.get("logit_scale", 1.0)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Rebuilt(
         network.to(device).eval(), load(choice.name, sources.data_root, fold=0, code=choice.code, **where).test

@@ -146,12 +146,14 @@ def same_measurement(
     dataset: str,
     norm: str,
     path: Path,
+    logit_scale: float = 1.0,
 ) -> None:
     """Make sure that verdicts already there were measured on these weights and images in this way, and note it.
 
     Args:
         weights: SHA-256 of the file at ``path``, which may be moved: it is noted, as seen from the report, for
             ``atbench verify``.
+        logit_scale: of ``atbench evaluate``.
 
     Raises:
         BadInput: naming what differs. Verdicts of two ways of measuring are never mixed in one table.
@@ -159,12 +161,15 @@ def same_measurement(
     way = {key: value for key, value in asdict(settings).items() if key in _WAY}
     way |= {"norm": norm, "dataset": dataset, "weights": weights}
     way |= {"save_adversarial": True} if settings.save_adversarial else {}  # left out otherwise, as ever
+    way |= {} if logit_scale == 1 else {"logit_scale": logit_scale}  # likewise
     note = evidence_folder(report, experiment, checkpoint, "clean", 0.0).parent / MEASUREMENT
     if not note.is_file():
         write_yaml(note, {**way, "weights_file": os.path.relpath(path, report)})
         return
     found = read_yaml(note)
-    differing = [key for key in {**way, "save_adversarial": None} if found.get(key) != way.get(key)]
+    differing = [
+        key for key in {**way, "save_adversarial": None, "logit_scale": None} if found.get(key) != way.get(key)
+    ]
     if differing:
         key = differing[0]
         raise BadInput(

@@ -88,6 +88,10 @@ def _evaluate_words(parser: ArgumentParser) -> None:
     Nothing is trained; every image's verdict is written, and a stopped run resumes.
     """
     builder = "a function that returns an nn.Module from images in [0, 1] to logits, or a name of "
+    scale = (
+        "multiplies the logits, so that attacks see others: 15 for a network that gives raw cosines, or 1/15 to see "
+        "what its raw cosines hide (default: 1)"
+    )
     radii = "in pixel units (default: 8/255); of several, AutoAttack runs at the last, or with --sweep at all"
     attacks = (
         "of pgd20, cw20, autoattack (default: these three), pgd20_any, cw_l2 for the norm l2, autoattack_plus, "
@@ -101,6 +105,7 @@ def _evaluate_words(parser: ArgumentParser) -> None:
     add("--model", required=True, metavar="FILE:BUILDER", help=f"{builder}`atbench list architectures`")
     add("--weights", required=True, type=Path, metavar="FILE", help="safetensors, or a PyTorch state dict")
     add("--dataset", required=True, metavar="NAME", help=_A_DATASET)
+    add("--logit-scale", default="1", metavar="FACTOR", help=scale)
     add("--norm", default="linf", choices=["linf", "l2", "l1"], help="of the perturbation (default: linf)")
     add("--epsilon", nargs="+", type=str, default=["8/255"], metavar="FRACTION", help=radii)
     add("--attacks", "--attack", nargs="+", default=["pgd20", "cw20", "autoattack"], metavar="NAME", help=attacks)

@@ -299,9 +299,17 @@ class AdversarialTraining(HeldOut):
                 "the recipe's schedule needs an end: give the Trainer max_steps, or max_epochs and data of known length"
             )
         peak = self.recipe.learning_rate or 1.0
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.learning_rate_at(min(1.0, (step + 1) / total)) / peak
-        )
+
+        def scheduled(step: int) -> float:
+            return self.learning_rate_at(min(1.0, (step + 1) / total)) / peak
+
+        def constant(step: int) -> float:
+            return 1.0
+
+        factors: list[Callable[[int], float]] = [
+            scheduled if group.get("scheduled", True) else constant for group in optimizer.param_groups
+        ]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(

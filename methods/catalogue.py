@@ -39,6 +39,9 @@ _HOMES = [
     "efficient.sat_r:SATR",
     "efficient.fgsmr:FGSMR",
     "efficient.yopo:YOPO",
+    "variants.adt:ADT",
+    "variants.bilateral:Bilateral",
+    "variants.hypersphere:Hypersphere",
     "variants.avmixup:AVMixup",
 ]
 

@@ -119,6 +119,20 @@ class TrainingSet:
         return place
 
 
+def image_shape(method: pl.LightningModule) -> tuple[int, int, int]:
+    """Give channels, height and width of the images that the trainer of ``method`` trains on, before it begins to.
+
+    For networks whose shape follows from the images: they are made in ``setup``, before weights are restored.
+    """
+    method.trainer.fit_loop.setup_data()  # else later in the same way
+    loader: Any = method.trainer.train_dataloader
+    with torch.random.fork_rng(devices=[]):
+        positions = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+        x = Batch.of(_read(loader, [0]) if positions else next(iter(loader))).x
+    channels, height, width = x.shape[1:]
+    return channels, height, width
+
+
 def _labels(loader: DataLoader[Any]) -> tuple[Tensor, Tensor | None]:
     """Give label and sample index of every position of the loader's data set, without moving the global generator."""
     if (targets := _targets(loader.dataset)) is not None:

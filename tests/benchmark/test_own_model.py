@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from benchmark.results import evidence
@@ -54,6 +55,31 @@ def test_a_model_of_ones_own_is_attacked_and_reported(atbench, capsys):
     }
     board = pd.read_csv("report/leaderboard.csv")
     assert (board.method.tolist(), board.epsilon.tolist(), board.network.tolist()) == (["w"], [0.2], ["net.py:build"])
+
+
+def test_scaled_logits_are_what_attacks_see_and_the_report_is_of_that_scale_alone(atbench, capsys):
+    assert atbench(*words("--logit-scale", "1/15")) == 0
+    assert yaml.safe_load(Path("report/experiments/w.yaml").read_text())["logit_scale"] == 1 / 15
+    assert atbench("verify", "report") == 0
+    assert atbench(*words()) == 2
+    assert "logit_scale 0.0666" in capsys.readouterr().err
+    small = evidence_of("clean", 0.0)
+    Path("report").rename("small")
+    assert atbench(*words()) == 0
+    plain = evidence_of("clean", 0.0)
+    assert small.clean_prediction.tolist() == plain.clean_prediction.tolist()
+    assert small.margin.tolist() == pytest.approx((plain.margin / 15).tolist(), rel=1e-4, abs=1e-6)
+
+
+def evidence_of(attack, epsilon):
+    folder = evidence.evidence_folder(Path("report"), "w", "last", attack, epsilon)
+    return pd.concat(map(pd.read_parquet, sorted(folder.glob("part-*.parquet"))))
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "much", "1/0"])
+def test_a_logit_scale_that_is_none_is_named(wrong, atbench, capsys):
+    assert atbench(*words(f"--logit-scale={wrong}")) == 2
+    assert "--logit-scale is " in capsys.readouterr().err
 
 
 def test_an_evaluation_that_was_stopped_goes_on_where_it_was(atbench, monkeypatch, capsys):

@@ -95,6 +95,8 @@ def make(name: str) -> AdversarialTraining:
         return Remembering(network(), threat, recipe=recipe)
     if name == "mma":  # sure of some images from the start, of more on one rank than on the other
         return build(name, sharpened(network(), 20), threat, recipe=recipe, steps=2, search_floor=2)
+    if name == "adt-imp_am":
+        return build("adt", network(), threat, recipe=recipe, variant="imp_am", z_dim=4)
     settings = {"warmup": 1} if name == "iaat" else {"replays": 2} if name == "free_at" else {}
     return build(name, network(), threat, recipe=recipe, steps=2, **settings)
 

@@ -47,6 +47,9 @@ FORWARD_BACKWARD_UPDATES = {
     "pretraining": (K + 1, K + 1, K + 1),
     "ssdrl": (1 + K + 1, K + 1, 1),
     "yopo": (5, 5, 5),  # m
+    "adt": (5 * K + 1, 5 * K + 1, 1),  # five samples a step
+    "bilateral": (3, 2, 1),
+    "hypersphere": (K + 1, K + 1, 1),
 }
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
 EXACT = {  # settings with which the passes do not depend on the images
@@ -70,7 +73,7 @@ every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
     "free_at"
 }  # they move the weights within a step, so gradients that lie there already are theirs to clear
-LINF_ONLY = {"free_at", "gradalign", "fgsmr", "yopo"}  # they say so
+LINF_ONLY = {"adt", "free_at", "gradalign", "fgsmr", "yopo"}  # they say so
 WITHOUT_DRAWS = {
     *("natural", "fgsm_at", "adp", "free_at", "gradalign", "fgsmr"),
     "cat_curriculum",  # in its first lesson

@@ -9,7 +9,7 @@ from tests.methods.ranks import COUNT, fit, train_together
 from tests.methods.tools import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-NAMES = [*catalogue.names(), "smooth", "smooth-atda", "smooth-yopo", "penalty", "remembering"]
+NAMES = [*catalogue.names(), "smooth", "smooth-atda", "smooth-yopo", "penalty", "remembering", "adt-imp_am"]
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,14 @@ def ended(tmp_path_factory):
     return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)] for name in NAMES}
 
 
-@pytest.mark.parametrize("name", [*catalogue.names(), "penalty"])
+@pytest.mark.parametrize("name", [*catalogue.names(), "penalty", "adt-imp_am"])
 def test_both_ranks_end_with_the_same_weights_statistics_and_score(name, ended):
     first, second = (rank["whole"] for rank in ended[name])
     assert_same(first["weights"], second["weights"])
     assert first["score"] == second["score"]
 
 
-@pytest.mark.parametrize("name", [*catalogue.names(), "penalty"])
+@pytest.mark.parametrize("name", [*catalogue.names(), "penalty", "adt-imp_am"])
 def test_a_resumed_training_on_two_ranks_ends_as_an_undisturbed_one(name, ended):
     for rank in ended[name]:
         assert_same(rank["whole"]["weights"], rank["resumed"]["weights"])
