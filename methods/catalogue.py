@@ -36,7 +36,10 @@ _HOMES = [
     "efficient.sat_r:SATR",
     "efficient.fgsmr:FGSMR",
     "efficient.yopo:YOPO",
+    "variants.feature_scatter:FeatureScatter",
+    "variants.smooth_at:SmoothAT",
     "variants.avmixup:AVMixup",
+    "variants.adv_interp:AdvInterp",
 ]
 
 

@@ -126,6 +126,9 @@ COSTS = {
     "atda": (3, 3),
     "fat": (3, 3),
     "avmixup": (3, 3),
+    "feature_scatter": (3, 2),
+    "smooth_at": (3, 3),
+    "adv_interp": (3, 2),
     "rst": (5, 4),
     "iaat": ((4 + 10 + 10) / 3, (3 + 7 + 7) / 3),  # a warm-up of one epoch
     "mma": (2, 2),  # while no image is surely right
