@@ -178,7 +178,7 @@ class Front(nn.Module):
 
 
 class Features(nn.Module):
-    """A network whose output is its features, what its ``layer`` of :func:`last_linear` is given: attacks may climb those.
+    """A network whose output is its features, what its ``layer`` of :func:`last_linear` is given; attacks climb those.
 
     All of the network runs, and :func:`attacks.passes.counting` counts it.
     """

@@ -44,8 +44,8 @@ class FeatureScatter(AdversarialTraining):
     Warning: most of the robustness is apparent: labels that soft flatten the softmax and mislead PGD on the
     cross-entropy. Rank it by the worst case; the published gap to AutoAttack, of more than 20 points, belongs to
     networks that fit CIFAR-10. Warning: the problem of transport is each device's part of the batch, so that runs which
-    differ in it are different experiments. Warning: in a first epoch the plan is near uniform and the attack close to
-    noise; where the plan is nearly diagonal, each image only flees its own clean output.
+    differ in it are different experiments. Warning: where the plan is near uniform the attack is close to noise;
+    where it is nearly diagonal, each image only flees its own clean output.
 
     Args:
         smoothing: mass of the label that the wrong classes share; 0 is the plain cross-entropy.
