@@ -42,9 +42,9 @@ class SmoothAT(AdversarialTraining):
     at 4/255 on ImageNet. Reading: softplus has a = 10, as in the paper, not the code's 1; GELU is the code's tanh form;
     first weights are drawn as for ReLU. Label smoothing, Nesterov and the decay of kernels alone belong to the recipe.
 
-    Steps: 1. Before the training, put the activation in place of every ReLU. 2. In eval mode attack the cross-entropy
-    of the hard labels by PGD; for some batches, where ``clean_start`` says so, from the images themselves. 3. In train
-    mode forward the last iterate alone; cross-entropy, backward, optimizer step, which also learns SmoothReLU's slopes.
+    Steps: 1. In eval mode attack the cross-entropy of the hard labels by PGD; for some batches, where ``clean_start``
+    says so, from the images themselves. 2. In train mode forward the last iterate alone; cross-entropy, backward,
+    optimizer step, which also learns SmoothReLU's slopes.
 
     Warning: the published gain is on ImageNet, with large networks. On CIFAR-10 third parties see about a point, and on
     small networks the difference to `pgd_at` is of the size of the seed's; that is not "no effect". No AutoAttack
