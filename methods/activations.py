@@ -9,19 +9,34 @@ from torch.nn.modules import activation as torchs_own
 from torch.overrides import TorchFunctionMode
 
 from attacks.errors import BadInput
+from methods.smooth_activations import SmoothReLU
 
 _NO_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
-ACTIVATIONS = tuple(
+_TORCHS = tuple(
     kind
     for kind in (getattr(torchs_own, name) for name in torchs_own.__all__)
     if issubclass(kind, nn.Module) and kind not in _NO_ACTIVATIONS
 )
+ACTIVATIONS = (*_TORCHS, SmoothReLU)
 _NAMES = (
     *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "threshold"),
     *("tanh", "sigmoid", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid", "log_sigmoid"),
     *("hardshrink", "softshrink", "tanhshrink", "glu"),
 )
 _FUNCTIONS = frozenset(name + ending for name in _NAMES for ending in ("", "_"))  # those with _ write into their input
+
+
+def swap_activations(network: nn.Module, kind: type[nn.Module], make: Callable[[], nn.Module]) -> int:
+    """Put a module that ``make`` gives in the place of each of ``kind`` in ``network``; returns how many there were."""
+    found = [
+        (parent, name)
+        for parent in list(network.modules())
+        for name, child in parent.named_children()
+        if isinstance(child, kind)
+    ]
+    for parent, name in found:
+        setattr(parent, name, make())
+    return len(found)
 
 
 class ActivationCall(NamedTuple):

@@ -177,6 +177,22 @@ class Front(nn.Module):
         raise RuntimeError(f"{self.layer} was not run")
 
 
+class Features(nn.Module):
+    """A network whose output is its features, what its ``layer`` of :func:`last_linear` is given; attacks climb those.
+
+    All of the network runs, and :func:`attacks.passes.counting` counts it.
+    """
+
+    def __init__(self, network: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.network, self.layer = network, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give the features ``(n, d)``, in float32 at least."""
+        _, features = with_features(self.network, self.layer, x)
+        return features.flatten(1).to(torch.promote_types(features.dtype, torch.float32))
+
+
 class _Reached(Exception):
     """Leaves a network in the middle of its forward pass."""
 

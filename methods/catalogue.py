@@ -42,7 +42,10 @@ _HOMES = [
     "variants.adt:ADT",
     "variants.bilateral:Bilateral",
     "variants.hypersphere:Hypersphere",
+    "variants.feature_scatter:FeatureScatter",
+    "variants.smooth_at:SmoothAT",
     "variants.avmixup:AVMixup",
+    "variants.adv_interp:AdvInterp",
 ]
 
 

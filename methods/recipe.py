@@ -26,7 +26,7 @@ class Recipe:
         learning_rate: the peak. momentum: of SGD and RMSProp. nesterov: of SGD.
         rms_decay, rms_epsilon: of RMSProp; PyTorch adds the epsilon outside of the root, TensorFlow inside.
         decayed: what weight decay applies to: ``all`` parameters, or ``weights``, those of two dimensions or more, and
-            neither biases nor BatchNorm.
+            neither biases nor BatchNorm. Never one without dimensions, such as the slope of an activation.
         schedule: ``constant``; ``piecewise``, times ``decay`` at each of ``milestones``, or at ``levels`` of the peak
             after them; ``exponential``, times ``decay`` after every ``decay_every`` epochs; ``cyclic``, linear from 0
             to the peak at ``peak_at`` and back to 0 (one cycle); ``cosine``, half a wave down to 0.
@@ -143,12 +143,10 @@ class Recipe:
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of all ``parameters``."""
-        every = list(parameters)
-        groups: list[dict[str, Any]] = [{"params": every}]
-        if self.decayed == "weights":
-            few = [parameter for parameter in every if parameter.ndim < 2]
-            groups = [{"params": [parameter for parameter in every if parameter.ndim >= 2]}]
-            groups += [{"params": few, "weight_decay": 0.0}] if few else []
+        every, least = list(parameters), 2 if self.decayed == "weights" else 1
+        few = [parameter for parameter in every if parameter.ndim < least]
+        groups: list[dict[str, Any]] = [{"params": [parameter for parameter in every if parameter.ndim >= least]}]
+        groups += [{"params": few, "weight_decay": 0.0}] if few else []
         rate, decay = self.learning_rate, self.weight_decay
         if self.optimizer == "adam":
             return torch.optim.Adam(groups, lr=rate, weight_decay=decay)

@@ -114,6 +114,7 @@ class Case:
     @property
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         x, y, *_ = self._batch
+        x = 0.5 + self.record["inputs"].get("contrast", self.changes.get("contrast", 1)) * (x - 0.5)
         labels = self.record["inputs"].get("labels")
         return x, y if labels is None else torch.tensor(labels), torch.arange(len(y))
 

@@ -22,6 +22,8 @@ from benchmark.architectures.small_cnn import small_cnn
 from benchmark.architectures.torchvision_models import PREFIX, torchvision_model
 from benchmark.architectures.wide_resnet import depth_and_width, wrn
 from benchmark.errors import BadInput
+from methods.activations import swap_activations
+from methods.smooth_activations import smooth_activation
 
 Builder = Callable[..., nn.Module]
 
@@ -34,8 +36,7 @@ _BUILDERS: dict[str, Builder] = {
 }
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
-    "silu": nn.SiLU,
-    "elu": nn.ELU,
+    **{name: smooth_activation(name) for name in ("silu", "gelu", "elu", "smooth_relu", "mish")},
     "leaky_relu": lambda: nn.LeakyReLU(0.1),
 }
 _WIDE = ("wrn-28-10", "wrn-32-10", "wrn-34-10", "wrn-34-20", "wrn-40-2")  # those of the literature; any D and K work
@@ -83,7 +84,8 @@ def build(
     Args:
         mean, std: per channel, in [0, 1] pixel units; both or neither.
         normalise: ``data``, by mean and std; ``none``; ``per_image``; or a mean and a std of its own, by these names.
-        activation: in place of every ``nn.ReLU``: softplus, silu, elu or leaky_relu (of slope 0.1).
+        activation: in place of every ``nn.ReLU``: softplus (of slope 1), silu, gelu, elu, smooth_relu, mish or
+            leaky_relu (of slope 0.1).
         settings: the architecture's own, such as ``width`` or ``dropout``; see its file.
 
     Raises:
@@ -97,7 +99,7 @@ def build(
         body = builder(classes=classes, channels=channels, size=size, **fixed, **settings)
     if activation != "relu":
         one_of("activation", activation, ["relu", *_ACTIVATIONS])
-        _swap_activations(body, _ACTIVATIONS[activation])
+        swap_activations(body, nn.ReLU, _ACTIVATIONS[activation])
     layers = OrderedDict(body=body)
     if isinstance(normalise, str):
         one_of("normalise", normalise, ("data", "none", "per_image"))
@@ -127,13 +129,6 @@ def _find(name: str) -> tuple[Builder, dict[str, int]]:
             f"any torchvision classifier works as {PREFIX}<name>, such as {PREFIX}resnet18"
         )
     return _BUILDERS[name], {}
-
-
-def _swap_activations(body: nn.Module, make: Callable[[], nn.Module]) -> None:
-    for parent in list(body.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.ReLU):
-                setattr(parent, name, make())
 
 
 def _check_settings(name: str, builder: Builder, fixed: dict[str, int], settings: dict[str, Any]) -> None:

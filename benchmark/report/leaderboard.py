@@ -18,6 +18,7 @@ from benchmark.results.worst_case import DEVELOPMENT, WORST_CASE
 
 ATTACKS = ["clean", "pgd20", "cw20", "row", "autoattack", WORST_CASE]
 NO_AUTOATTACK = "development attack, not AutoAttack"
+CHANGED_NETWORK = "B"  # the class of protocol.md
 STAGES = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]  # the order in which AutoAttack standard tries
 _MEASURED = [f"{attack}{end}" for attack in ATTACKS for end in ("", "_low", "_high")]
 _QUICK = ["quick", "quick_low", "quick_high"]
@@ -114,24 +115,30 @@ def comparisons(suite: Suite, table: pd.DataFrame, verdicts: pd.DataFrame, again
     """Compare the worst case of each ranked method with ``against`` in its class, image by image; columns COMPARISONS.
 
     ``difference`` is the method's accuracy minus the other's; both marks of credibility stand beside it. Holm corrects
-    over all comparisons of a class, its ranking epsilons together. Where a user named what methods of theirs are
-    compared with, these are all comparisons and one family, and a class other than the method's own stands beside it.
+    over all comparisons of a class, its ranking epsilons together. A changed network (class B) is also held against
+    those of other classes, because what it changes shows there alone, as a family of its own. Where a user named what
+    methods of theirs are compared with, these are all comparisons and one family, and a class other than the method's
+    own stands beside it.
     """
     ranked = table[table.rank_low.notna()]
     named = suite.compared is not None
     lines: list[dict[str, object]] = []
-    for (*_, epsilon), rows in groups(ranked, ["epsilon"] if named else ["class", "epsilon"]):
+    for (*group, epsilon), rows in groups(ranked, ["epsilon"] if named else ["class", "epsilon"]):
+        own = set(rows.method)
+        if group == [CHANGED_NETWORK]:
+            others = ranked.method.isin(against) & (ranked["class"] != CHANGED_NETWORK) & (ranked.epsilon == epsilon)
+            rows = pd.concat([rows, ranked[others]])
         names, cells = _worst_cells(verdicts, suite.ranked_checkpoint, epsilon, rows.method)
         seeds, classes, marks = (
             dict(zip(rows.method, rows[column], strict=True)) for column in ("seeds", "class", "credibility")
         )
-        for method in sorted(names if suite.compared is None else {*names} & {*suite.compared}):
+        for method in sorted(own if suite.compared is None else {*names} & {*suite.compared}):
             for other in against:
                 if other == method or other not in names:
                     continue
                 found = paired_difference(cells[names.index(method)], cells[names.index(other)])
-                group = " against ".join(dict.fromkeys([classes[method], classes[other]]))
-                what = {"class": group, "method": method, "against": other, "epsilon": epsilon, "seeds": seeds[method]}
+                both = " against ".join(dict.fromkeys([classes[method], classes[other]]))
+                what = {"class": both, "method": method, "against": other, "epsilon": epsilon, "seeds": seeds[method]}
                 ends = {"difference": found.interval.estimate, "low": found.interval.low, "high": found.interval.high}
                 believed = {"credibility": marks[method], "against_credibility": marks[other]}
                 lines.append({**what, **ends, "p": found.p, "images": found.images, **believed})

@@ -151,6 +151,20 @@ def test_a_users_methods_are_compared_with_those_named_and_with_nothing_else_as_
     assert (compared.p_holm > compared.p).any()
 
 
+def test_a_changed_network_is_compared_with_pgd_at_across_the_classes_as_a_family_of_its_own(tmp_path):
+    folder = make_report(tmp_path, {"natural": 0.05, "pgd_at": 0.28}, attacked=FEW, evaluation={"ranked_at": [0.15]})
+    for method, group in (("smooth_at", "B"), ("hypersphere", "B"), ("adp", "C")):
+        write_evidence(tmp_path, write_card(folder, method, comparison_class=group), radii(0.2, 200, 0), **FEW)
+    compared = summarise(folder).comparisons.set_index("method")
+    assert compared["class"].to_dict() == {"natural": "A", "smooth_at": "B against A", "hypersphere": "B against A"}
+    changed = compared.loc[["smooth_at", "hypersphere"]]
+    assert (changed.low <= changed.difference).all()
+    assert (changed.difference <= changed.high).all()
+    assert set(changed.verdict) <= {"higher", "lower", "not resolved"}
+    assert changed.p_holm.tolist() == pytest.approx(holm(changed.p.tolist()))
+    assert compared.p_holm["natural"] == compared.p["natural"]
+
+
 def test_table_1_has_the_34_rows_and_only_measured_cells(report):
     rows = table(report, "table1")
     assert len(rows) == 34

@@ -38,6 +38,9 @@ FORWARD_BACKWARD_UPDATES = {
     "atda": (3, 3, 2),
     "fat": (K + 1, K + 1, 1),
     "avmixup": (K + 1, K + 1, 1),
+    "feature_scatter": (3, 2, 1),
+    "smooth_at": (K + 1, K + 1, 1),
+    "adv_interp": (3, 2, 1),
     "iaat": (K + 2, K + 1, K + 2),  # in its warm-up
     "mma": (2, 2, 2),  # before any image is surely right; its own test has what follows
     "cat_customized": (K + 2, K + 1, 1),
