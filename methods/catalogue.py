@@ -37,6 +37,8 @@ _HOMES = [
     "efficient.fgsmr:FGSMR",
     "efficient.yopo:YOPO",
     "variants.avmixup:AVMixup",
+    "generalization.msd:MSD",
+    "generalization.avg_max:AvgMax",
 ]
 
 

@@ -29,6 +29,12 @@ class ScriptedDraws:
     def uniform(self, like, shape=None):
         return _cut(self._uniform, like, shape)
 
+    def laplace(self, like, shape=None):
+        return _cut(self._normal, like, shape)
+
+    def integers(self, high, like, shape=None, **_):
+        return torch.zeros(like.shape if shape is None else shape, dtype=torch.int64, device=like.device)
+
     def permutation(self, size, like):
         return torch.arange(size, device=like.device)
 
@@ -101,6 +107,7 @@ class Case:
     @property
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         x, y, *_ = self._batch
+        x = 0.5 + self.changes.get("contrast", 1) * (x - 0.5)
         labels = self.record["inputs"].get("labels")
         return x, y if labels is None else torch.tensor(labels), torch.arange(len(y))
 

@@ -42,6 +42,8 @@ FORWARD_BACKWARD_UPDATES = {
     "free_at": (4, 4, 4),  # replays
     "rst": (K + 1 + 2, K + 2, 2),
     "yopo": (5, 5, 5),  # m
+    "msd": (4 * K + 1, K + 1, 4 * K + 1),  # three candidates a step
+    "avg_max": (3 * K + 3 + 1, 3 * K + 1, 1),  # the last three choose the worst
 }
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
 EXACT = {  # settings with which the passes do not depend on the images
@@ -54,6 +56,8 @@ REACH = {  # how many epsilons away a method's images may lie, where that is mor
     "avmixup": 2,
     "mma": 4.2,
     "sat_r": 1 + 1 / 30,
+    "msd": 1 / EPSILON,  # anywhere in the range: in L1 a pixel may go all the way
+    "avg_max": 1 / EPSILON,
 }
 SETS = {"sat_r": 2}  # how many images a method makes of each, where that is more than one
 CLEAN_BEHIND = {"tla": 2}  # clean forwards behind the adversarial one, where they are more than one
@@ -61,13 +65,14 @@ every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
     "free_at"
 }  # they move the weights within a step, so gradients that lie there already are theirs to clear
-LINF_ONLY = {"free_at", "gradalign", "fgsmr", "yopo"}  # they say so
+LINF_ONLY = {"free_at", "gradalign", "fgsmr", "yopo", "msd", "avg_max"}  # they say so
 WITHOUT_DRAWS = {
     *("natural", "fgsm_at", "adp", "free_at", "gradalign", "fgsmr"),
     "cat_curriculum",  # in its first lesson
     "mma",  # at first: no image is sure enough to be attacked
     "cat_customized",  # at first: no radius that softens a label
     *("sads", "atda"),  # none for their images
+    "msd",  # where no image takes a step in L1
 }
 
 
