@@ -56,17 +56,22 @@ def pgd_in_any_norm(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """Attack from a uniform start, the last iterate counts; in L1 by sparse steps of that length.
+    """Attack from a uniform start, in L1 from the image itself by sparse steps of that length; the last iterate counts.
 
     Randomness is keyed by ``names`` and the images' ``index``, that of a step's number of pixels by ``names`` and step:
     no verdict depends on the batch.
     """
-    start = threat.project(x + threat.epsilon * uniform(x, index, *names, "start"), x)
-    move = None
-    if threat.norm == "l1":
+    start, move = x, None
+    if threat.norm != "l1":  # there noise would spend the radius on pixels that are not worth it
+        start = threat.project(x + threat.epsilon * uniform(x, index, *names, "start"), x)
+    else:
         low, high = usual_pixels(step_size)
         step = iter(range(steps))
-        move = largest(x, threat, step_size, lambda: low + key(*names, "pixels", next(step)) % (high - low + 1))
+
+        def pixels() -> int:
+            return low + key(*names, "pixels", next(step)) % (high - low + 1)
+
+        move = largest(x, threat, step_size, pixels, hold_bounds=False)
     return pgd(
         network,
         x,

@@ -19,6 +19,7 @@ from benchmark.results.worst_case import DEVELOPMENT, WORST_CASE
 ATTACKS = ["clean", "pgd20", "cw20", "row", "autoattack", WORST_CASE]
 NO_AUTOATTACK = "development attack, not AutoAttack"
 STAGES = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]  # the order in which AutoAttack standard tries
+OF_THE_UNION = "trained against a union of norms, and ranked by that: atbench run unseen"
 _MEASURED = [f"{attack}{end}" for attack in ATTACKS for end in ("", "_low", "_high")]
 _QUICK = ["quick", "quick_low", "quick_high"]
 LEADERBOARD = [
@@ -91,6 +92,8 @@ def leaderboard(
                 status, note = _state(suite, checkpoint, attacked, images, networks[costs["class"]])
                 if costs["reference"]:
                     note = note or "a reference, not ranked"
+                if costs["class"] == "E":
+                    note = note or OF_THE_UNION
                 place = {"checkpoint": checkpoint, "epsilon": epsilon, "status": status, "status_note": note}
                 engine = made_by.get((method, checkpoint, epsilon), "")
                 lines.append({**costs, **_accuracies(here), **place, "engine": engine, **mark})

@@ -63,6 +63,8 @@ def test_a_step_on_the_largest_entries_has_its_length_and_leaves_out_what_has_no
     torch.testing.assert_close(step.abs().flatten(1).sum(1), torch.full((6,), 0.5, dtype=torch.float64))
     assert step[0, 0, 0].tolist() == pytest.approx([0, 0, 0, 0, 0, 0, 0.1, -0.1])
     assert (step * gradient >= 0).all()
+    inwards = largest(x, L1, 0.6, lambda: 6, hold_bounds=False)(x, gradient) - x
+    assert inwards[0, 0, 0].tolist() == pytest.approx([0.1, 0, 0, -0.1, 0, 0, 0.1, -0.1])
 
 
 def test_entries_that_tie_with_the_last_all_take_part_and_missing_ones_shorten_the_step():
