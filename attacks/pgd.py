@@ -27,6 +27,7 @@ def pgd(
     patience: int | Tensor = 1,
     stationary: Callable[[Tensor, Tensor], Tensor] | None = None,
     jitter: Callable[[Tensor], Tensor] | None = None,
+    move: Callable[[Tensor, Tensor], Tensor] | None = None,
     whole_batch: bool = False,
 ) -> Tensor:
     r"""Climb ``objective`` from ``start`` within ``threat``: repeat :math:`x \gets \Pi(x + \alpha\, s(\nabla\ell))`.
@@ -48,6 +49,8 @@ def pgd(
             gradient again.
         jitter: called before each step with the mask ``(n,)`` of the images that take it; the noise that it gives, like
             ``x``, is added to the step before the projection. The caller draws it, too.
+        move: iterate and gradient, both like ``x``, to the next iterate, in place of ``step_size`` along the steepest
+            direction and the projection: :mod:`attacks.moves`.
         whole_batch: send images that have stopped through the network all the same, so that every forward has one shape
             (logits depend on it in the last bits). In train mode this is always so: batch statistics need them all.
 
@@ -84,8 +87,11 @@ def pgd(
             moving = moving & ~stationary(adversarial, gradient)
             if not moving.any():
                 break
-        moved = adversarial + alpha * threat.direction(gradient)
-        moved = threat.project(moved if jitter is None else moved + jitter(moving), x, radius).detach()
+        if move is None:
+            moved = adversarial + alpha * threat.direction(gradient)
+            moved = threat.project(moved if jitter is None else moved + jitter(moving), x, radius).detach()
+        else:
+            moved = move(adversarial, gradient).detach()
         logits = logits.detach()
         if stopping:
             adversarial = torch.where(per_image(moving, x).bool(), moved, adversarial)

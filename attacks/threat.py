@@ -42,17 +42,18 @@ class ThreatModel:
         ``radius`` ``(n,)`` gives each image its own ball. The range comes last and cannot leave the ball, because
         ``origin`` lies in the range. For use outside graphs: nothing here is meant to be differentiated.
         """
-        delta = moved - origin
+        return (origin + self.into_ball(moved - origin, radius)).clamp(self.low, self.high)
+
+    def into_ball(self, delta: Tensor, radius: Tensor | None = None) -> Tensor:
+        """Bring moves ``(n, c, h, w)`` into the ball alone; the rest as in :meth:`project`."""
         bound = delta.new_tensor(self.epsilon) if radius is None else per_image(radius, delta)
         if self.norm == "linf":
-            delta = delta.clamp(-bound, bound)
-        elif self.norm == "l2":
+            return delta.clamp(-bound, bound)
+        if self.norm == "l2":
             # torch.renorm's constant, which the authors' projections use: the result lies a hair inside the ball.
             length = l2_length(delta)
-            delta = delta * torch.where(length > bound, bound / (length + 1e-7), torch.ones_like(length))
-        else:
-            delta = _onto_l1_ball(delta, bound)
-        return (origin + delta).clamp(self.low, self.high)
+            return delta * torch.where(length > bound, bound / (length + 1e-7), torch.ones_like(length))
+        return _onto_l1_ball(delta, bound)
 
     def direction(self, gradient: Tensor) -> Tensor:
         """Turn gradients ``(n, c, h, w)`` into steepest-ascent directions of length one in ``norm``.
@@ -64,11 +65,8 @@ class ThreatModel:
             return gradient.sign()
         if self.norm == "l2":
             return gradient / (l2_length(gradient) + 1e-10)  # the constant of MadryLab/robustness
-        flat = gradient.abs().flatten(1)
-        kept = max(1, flat.shape[1] // 100)
-        floor = per_image(flat.topk(kept, dim=1).values[:, -1], gradient)
-        signs = torch.where(gradient.abs() >= floor, gradient.sign(), torch.zeros_like(gradient))
-        return signs / per_image(signs.abs().flatten(1).sum(1).clamp(min=1), gradient)
+        kept = max(1, gradient[0].numel() // 100)
+        return shared_unit(signs_of_largest(gradient, kept))
 
     def distance(self, moved: Tensor, origin: Tensor) -> Tensor:
         """Measure how far each image was moved, ``(n,)``, in ``norm``."""
@@ -86,6 +84,18 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
 def l2_length(images: Tensor) -> Tensor:
     """Euclidean length of each image of ``(n, c, h, w)``, as ``(n, 1, 1, 1)``."""
     return per_image(torch.linalg.vector_norm(images.flatten(1), dim=1), images)
+
+
+def signs_of_largest(gradient: Tensor, kept: int) -> Tensor:
+    """Give the signs of each image's ``kept`` largest entries, and of those that tie with the last; 0 elsewhere."""
+    size = gradient.abs()
+    floor = per_image(size.flatten(1).topk(kept, dim=1).values[:, -1], gradient)
+    return torch.where(size >= floor, gradient.sign(), torch.zeros_like(gradient))
+
+
+def shared_unit(signs: Tensor) -> Tensor:
+    """Let each image's signs share one unit of L1 length."""
+    return signs / per_image(signs.abs().flatten(1).sum(1).clamp(min=1), signs)
 
 
 def _onto_l1_ball(delta: Tensor, bound: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from benchmark.suite import Suite, load
 from benchmark.sweep import RANKING_ONLY, finished_parts
 from benchmark.tasks import Places, Task, expected_parts
 from benchmark.training import CARD, failed_card
+from benchmark.unseen import UnseenTask, unseen_tasks
 from benchmark.user_code import shown
 
 
@@ -93,11 +94,12 @@ def run(
         at_once = processes or workers()
         with Display(suite.name, len(tasks), console) as display:
             outcomes = run_tasks(tasks, places, suite.evaluation, processes=at_once, watcher=display)
-        after: dict[str, Sequence[SavedTask | TransferTask]] = {
+        after: dict[str, Sequence[SavedTask | TransferTask | UnseenTask]] = {
             "saved pictures": looks(experiments, places, suite.evaluation)
         }
         if credibility == "full":  # everything is trained now that will be
             after["transfer"] = transfers(experiments, places, suite.evaluation)
+        after["unseen attacks"] = unseen_tasks(experiments, places, suite.evaluation, tests)
         for phase, left in after.items():
             if left:
                 manifest.forget(report, [path for task in left for path in task.left(places, suite.evaluation)])

@@ -90,7 +90,7 @@ def row(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
                 random_start=how.random_start,
                 any_iterate=how.iterate == "any",
             )
-            adversarial = attempt if adversarial is x else _first_success(subject.network, adversarial, attempt, y)
+            adversarial = attempt if adversarial is x else first_success(subject.network, adversarial, attempt, y)
     return with_shared_cost(adversarial, "row", passes)
 
 
@@ -183,11 +183,11 @@ def _climb(
             until=(lambda logits: logits.argmax(1) != y) if any_iterate else None,
             whole_batch=True,
         )
-        adversarial = attempt if restart == 0 else _first_success(subject.network, adversarial, attempt, y)
+        adversarial = attempt if restart == 0 else first_success(subject.network, adversarial, attempt, y)
     return adversarial
 
 
-def _first_success(network: nn.Module, adversarial: Tensor, attempt: Tensor, y: Tensor) -> Tensor:
+def first_success(network: nn.Module, adversarial: Tensor, attempt: Tensor, y: Tensor) -> Tensor:
     """Keep the images that fool the network already, take the new attempt at the others."""
     holds = _logits(network, adversarial).argmax(1) == y
     return torch.where(holds[:, None, None, None], attempt, adversarial)

@@ -49,6 +49,11 @@ def quick(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
     return _on_slots(subject, development.quick, x, y, index)
 
 
+def autoattack_elsewhere(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    """AutoAttack standard in another norm than the suite's, always on our engine."""
+    return _on_slots(subject, fast.autoattack, x, y, index, version="standard")
+
+
 def check_version(attack: str, settings: Evaluation, norm: Norm, classes: int) -> None:
     """Tell, before anything is attacked, that a version of AutoAttack cannot run as it is asked for.
 

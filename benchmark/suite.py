@@ -71,6 +71,30 @@ class NetworkChoice:
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """Attacks on the ranked checkpoint that no method was trained on; see :mod:`benchmark.unseen`.
+
+    Those in the threat's own norm, at radii above that of training, are among ``epsilons`` as ever.
+
+    Args:
+        l2, l1: radii of these norms, in pixel units. Of each the first one is a part of the union, with the training
+            epsilon.
+        transfer_from: rows of the suite whose pictures are shown to all others, at the training epsilon.
+    """
+
+    l2: list[float | str] = field(default_factory=list)
+    l1: list[float | str] = field(default_factory=list)
+    transfer_from: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("l2", "l1"):
+            radii = [fraction(value, f"evaluation.unseen.{name}") for value in getattr(self, name)]
+            _check_distinct(f"evaluation.unseen.{name}", radii, may_be_empty=True)
+            object.__setattr__(self, name, radii)
+        _check_distinct("evaluation.unseen.transfer_from", self.transfer_from, may_be_empty=True)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How every model is attacked.
 
@@ -92,6 +116,7 @@ class Evaluation:
         compile: the network, through ``torch.compile``, for the fast engine.
         custom: the attacks of ``autoattack_custom``.
         save_adversarial: keep the picture behind each verdict: :mod:`benchmark.results.pictures`.
+        unseen: attacks in other norms and from other networks, which no ranking rests on.
     """
 
     epsilons: list[float | str] = field(default_factory=lambda: ["8/255"])
@@ -113,6 +138,7 @@ class Evaluation:
     custom: list[str] = field(default_factory=list)
     save_adversarial: bool = False
     sweep: Literal["none", "strict", "descending"] = "none"
+    unseen: Unseen = Unseen()
 
     def __post_init__(self) -> None:
         for name in ("epsilons", "ranked_at"):
@@ -184,6 +210,8 @@ class Suite:
         values: dict[str, Any] = _plain(asdict(self))
         seldom = [(values["dataset"], "code"), (values["network"], "code"), (values, "own"), (values, "against")]
         seldom += [(values["evaluation"], "row"), (values["evaluation"], "save_adversarial")]
+        if not any(values["evaluation"]["unseen"].values()):
+            del values["evaluation"]["unseen"]
         for holder, key in seldom:
             if not holder[key]:
                 del holder[key]

@@ -46,6 +46,8 @@ _HOMES = [
     "variants.smooth_at:SmoothAT",
     "variants.avmixup:AVMixup",
     "variants.adv_interp:AdvInterp",
+    "generalization.msd:MSD",
+    "generalization.avg_max:AvgMax",
 ]
 
 

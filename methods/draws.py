@@ -40,9 +40,17 @@ class Draws:
         generator = self._generator("normal", like.device)
         return torch.randn(_shape(like, shape), generator=generator, dtype=like.dtype, device=like.device)
 
-    def integers(self, high: int, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Draw whole numbers 0..high-1, int64."""
-        generator = self._generator("integers", like.device)
+    def laplace(self, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """Draw from the Laplace distribution of scale 1."""
+        generator = self._generator("laplace", like.device)
+        chance = torch.rand(_shape(like, shape), generator=generator, dtype=torch.float64, device=like.device)
+        return (-(2 * chance - 1).sign() * torch.log1p(-(2 * chance - 1).abs())).to(like)
+
+    def integers(
+        self, high: int, like: Tensor, shape: Sequence[int] | None = None, *, of_all_ranks: bool = False
+    ) -> Tensor:
+        """Draw whole numbers 0..high-1, int64; ``of_all_ranks`` gives every device the same."""
+        generator = self._generator("integers of all ranks" if of_all_ranks else "integers", like.device, of_all_ranks)
         return torch.randint(high, _shape(like, shape), generator=generator, device=like.device)
 
     def permutation(self, size: int, like: Tensor) -> Tensor:
@@ -63,12 +71,13 @@ class Draws:
         """Draw points of the simplex, ``(*shape, len(concentration))``."""
         return torch.from_numpy(self._numpy("dirichlet").dirichlet(concentration, tuple(shape))).to(like)
 
-    def _key(self, kind: str) -> int:
+    def _key(self, kind: str, of_all_ranks: bool = False) -> int:
         self._drawn[kind] += 1
-        return key(self.seed, *self._moment, kind, self._drawn[kind])
+        moment = self._moment[:-1] if of_all_ranks else self._moment
+        return key(self.seed, *moment, kind, self._drawn[kind])
 
-    def _generator(self, kind: str, device: torch.device) -> torch.Generator:
-        return torch.Generator(device).manual_seed(self._key(kind) >> 1)  # manual_seed takes 63 bits
+    def _generator(self, kind: str, device: torch.device, of_all_ranks: bool = False) -> torch.Generator:
+        return torch.Generator(device).manual_seed(self._key(kind, of_all_ranks) >> 1)  # manual_seed takes 63 bits
 
     def _numpy(self, kind: str) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=self._key(kind)))

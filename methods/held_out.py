@@ -10,7 +10,7 @@ from attacks.modes import in_mode
 from attacks.threat import ThreatModel
 from methods.alarm import FGSM, PGD10, right_under_fgsm
 from methods.records import Batch
-from methods.selection import Score, held_out_verdicts
+from methods.selection import Right, Score, held_out_verdicts
 
 
 class HeldOut(pl.LightningModule):
@@ -65,13 +65,17 @@ class HeldOut(pl.LightningModule):
         network, alarm = self.classifier(), []
         with in_mode(network, "eval"):
             if self.faces_adversary:
-                clean, pgd10, robust = held_out_verdicts(network, *batch, self.threat, seed=self.seed)
+                clean, pgd10, robust = self.held_out_right(network, batch)
                 if self.single_step:
                     alarm = [right_under_fgsm(network, batch.x, batch.y, self.threat).sum(), pgd10.sum()]
             else:
                 with torch.no_grad():
                     clean = robust = network(batch.x).argmax(1) == batch.y
         return torch.stack([robust.sum(), clean.sum(), torch.tensor(len(batch.y), device=clean.device), *alarm])
+
+    def held_out_right(self, network: nn.Module, batch: Batch) -> Right:
+        """Attack held-out images with the protocol's two attacks, ``network`` being in eval mode."""
+        return held_out_verdicts(network, *batch, self.threat, seed=self.seed)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's counts, and score the statistics of BatchNorm that will be saved."""

@@ -109,11 +109,12 @@ class Inner:
         step_size: Tensor | None = None,
         stationary: Callable[[Tensor, Tensor], Tensor] | None = None,
         jitter: Callable[[Tensor], Tensor] | None = None,
+        move: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Attack as :meth:`maximise` does, from a ``start`` and with a ``jitter`` that the method drew itself.
 
-        ``radius`` and ``step_size`` ``(n,)`` give each image its own, in pixel units; ``stationary`` is that of
-        :func:`attacks.pgd.pgd`.
+        ``radius`` and ``step_size`` ``(n,)`` give each image its own, in pixel units; ``stationary`` and ``move`` are
+        those of :func:`attacks.pgd.pgd`.
         """
         with self.conditions(network, x):
             attacked = pgd(
@@ -130,6 +131,7 @@ class Inner:
                 patience=1 if self.patience is None else self.patience,
                 stationary=stationary,
                 jitter=jitter,
+                move=move,
             )
             attacked = attacked.clamp(threat.low, threat.high)  # a start outside is an iterate too
             if self.scored:

@@ -29,6 +29,12 @@ class ScriptedDraws:
     def uniform(self, like, shape=None):
         return _cut(self._uniform, like, shape)
 
+    def laplace(self, like, shape=None):
+        return _cut(self._normal, like, shape)
+
+    def integers(self, high, like, shape=None, **_):
+        return torch.zeros(like.shape if shape is None else shape, dtype=torch.int64, device=like.device)
+
     def permutation(self, size, like):
         return torch.arange(size, device=like.device)
 

@@ -33,7 +33,6 @@ def credibility(
     Args:
         accuracy: as ``per_network`` gives, stages as ``autoattack_stages``.
     """
-    norm = str(dict(suite.content.get("threat") or {}).get("norm") or "linf")
     found = {(one.experiment, one.checkpoint): one for one in _joined(probes)}
     lines = []
     for card in cards.contents:
@@ -41,7 +40,7 @@ def credibility(
             continue
         of = {"method": card["method"], "seed": card["seed"], "fold": card.get("fold") or 0}
         own, own_stages = (_of(table, of) for table in (accuracy, stages))
-        verdicts = Verdicts(own, own_stages, card, str(card.get("dataset") or suite.dataset), norm)
+        verdicts = Verdicts(own, own_stages, card, str(card.get("dataset") or suite.dataset), suite.norm)
         for checkpoint in sorted(set(own.checkpoint) | {name for one, name in found if one == card["experiment"]}):
             place = {**of, "checkpoint": checkpoint}
             for epsilon in suite.ranked_at:

@@ -26,6 +26,7 @@ from benchmark.report.style import (
     titled,
 )
 from benchmark.report.summary import Summary
+from benchmark.report.unseen import heat_map
 from benchmark.results.method_warnings import named
 from benchmark.results.worst_case import DEVELOPMENT, WORST_CASE
 
@@ -149,6 +150,12 @@ def attack_ladder(summary: Summary) -> Figure:
         axes.set_xticks(range(len(present)), [readable(attack, summary.suite) for attack in present])
         axes.set_xlim(-0.25, len(present) - 0.75)
     return figure
+
+
+def unseen_attacks(summary: Summary) -> Figure:
+    """Show accuracy under attacks that no method was trained on as a heat map; not for an empty table."""
+    labels = [_names(summary)[method] for method in summary.unseen.method]
+    return heat_map(summary.unseen, labels, f"accuracy, {_where(summary).rpartition(', ')[0]}", summary.suite.norm)
 
 
 def _lines(

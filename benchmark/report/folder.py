@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmark.report import credibility, engines, figures, markup, table
+from benchmark.report import credibility, engines, figures, markup, table, unseen
 from benchmark.report.page import page
 from benchmark.report.published_figure import published_vs_measured
 from benchmark.report.summary import Summary, summarise
@@ -34,7 +34,8 @@ def build(folder: Path) -> list[Path]:
     """
     folder = Path(folder)
     summary = summarise(folder)
-    pictures = {draw.__name__: rendered(draw, summary) for draw in FIGURES}
+    draws = [*FIGURES, *([figures.unseen_attacks] if len(summary.unseen) else [])]
+    pictures = {draw.__name__: rendered(draw, summary) for draw in draws}
     written = [write_text(folder / name, text) for name, text in tables(summary).items()]
     for name, formats in pictures.items():
         written += [write_bytes(folder / "figures" / f"{name}.{kind}", content) for kind, content in formats.items()]
@@ -78,6 +79,8 @@ def tables(summary: Summary) -> dict[str, str]:
         "alarm": summary.alarm,
         "credibility": summary.credibility,
     }
+    if len(summary.unseen):  # of suites that ask for such attacks
+        frames["unseen"] = summary.unseen
     if len(summary.recovered):  # of suites with semi-supervised methods
         frames["recovered"] = summary.recovered
     found = {f"{name}.csv": markup.csv(frame, suite.note, summary.note) for name, frame in frames.items()}
@@ -93,6 +96,8 @@ def tables(summary: Summary) -> dict[str, str]:
             engines.sentence(summary.table1, "method_key", "measured_engine"),
         ),
     }
+    if len(summary.unseen):
+        readable["unseen"] = (table.readable_unseen(summary), f"{suite.title}: attacks not trained on", unseen.FOOT)
     for name, (frame, title, foot) in readable.items():
         found[f"{name}.md"] = markup.markdown(frame, title, suite.track, suite.note, foot)
         found[f"{name}.tex"] = markup.latex(frame, title, suite.track, suite.note, f"tab:{name}", foot)

@@ -9,7 +9,7 @@ import pandas as pd
 from itables import options as itables_options
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmark.report import credibility, engines, table
+from benchmark.report import credibility, engines, table, unseen
 from benchmark.report.attack_names import readable
 from benchmark.report.leaderboard import NO_AUTOATTACK
 from benchmark.report.style import epsilon_text
@@ -24,6 +24,8 @@ CAPTIONS = {  # in the order in which the page shows them
     "over from another epsilon.",
     "attack_ladder": "From the weakest attack to the strongest: a fall on the last step says the others flattered.",
     "cost_vs_robustness": "Training passes per image against the worst case; all classes, each named in brackets.",
+    "unseen_attacks": "What is left of each method under attacks it was not trained on: twice the radius, other norms "
+    "and their union, pictures made for other networks.",
     "published_vs_measured": "The survey's 34 rows: printed figure, AutoAttack by others, and ours. Where the setting "
     "differs, a gap is no failed reproduction.",
 }
@@ -98,6 +100,8 @@ def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
         comparisons=_html(table.readable_comparisons(summary), "comparisons"),
         table1=_html(table.readable_table1(summary), "table1"),
         recovered=_html(table.readable_recovered(summary), "recovered") if len(summary.recovered) else None,
+        unseen=_html(table.readable_unseen(summary), "unseen") if len(summary.unseen) else None,
+        unseen_foot=unseen.FOOT,
         stages=_html(table.readable_stages(summary), "stages") if len(summary.autoattack_stages) else None,
         alarms=sentences(summary.cards.contents),
         alarm=_html(table.readable_alarm(summary), "alarm") if len(summary.alarm) else None,

@@ -16,6 +16,7 @@ from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderb
 from benchmark.report.measure import judged, per_network, pooled
 from benchmark.report.recovered import recovered
 from benchmark.report.survey_table import survey_table
+from benchmark.report.unseen import unseen
 from benchmark.results import alarms, evidence
 from benchmark.results.cards import Cards, Suite, read_cards, read_suite
 from benchmark.results.method_warnings import named
@@ -56,6 +57,7 @@ class Summary:
     costs: pd.DataFrame
     alarm: pd.DataFrame  # held-out accuracies of single-step methods: see ``benchmark.results.alarms.epochs``
     recovered: pd.DataFrame
+    unseen: pd.DataFrame
     credibility: pd.DataFrame  # one line per trained network, checkpoint and check
 
     @cached_property
@@ -138,6 +140,7 @@ def summarise(folder: Path) -> Summary:
         costs=costs(cards.table),
         alarm=alarms.epochs(cards.contents),
         recovered=recovered(suite, cards, counted),
+        unseen=unseen(suite, cards.table, counted),
         credibility=checks,
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from benchmark.report import unseen
 from benchmark.report.attack_names import SELDOM, readable
 from benchmark.report.leaderboard import NO_AUTOATTACK
 from benchmark.report.style import epsilon_text
@@ -62,6 +63,21 @@ def readable_leaderboard(summary: Summary) -> pd.DataFrame:
             "training's share (MiB)": lambda line: _whole(line["memory_growth_mib"]),
             "engine": lambda line: line["engine"],
             "remark": _remark,
+        },
+    )
+
+
+def readable_unseen(summary: Summary) -> pd.DataFrame:
+    """Return accuracies under attacks that no method was trained on, in percent with their interval."""
+    table, norm = summary.unseen, summary.suite.norm
+    return _strings(
+        table,
+        {
+            "class": lambda line: line["class"],
+            "rank": lambda line: _range(line["rank_low"], line["rank_high"]),
+            "method": lambda line: summary.marked(line["method"]),
+            **{unseen.heading(name, norm): _accuracy(name, scale=100) for name in unseen.columns(table)},
+            "images": lambda line: _whole(line["images"]),
         },
     )
 

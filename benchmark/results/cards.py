@@ -89,6 +89,11 @@ class Suite:
         return str(dict(self.content.get("network") or {}).get("name", ""))
 
     @property
+    def norm(self) -> str:
+        """The norm of the training threat."""
+        return str(dict(self.content.get("threat") or {}).get("norm") or "linf")
+
+    @property
     def ranked_at(self) -> list[float]:
         """The epsilons at which methods are ranked, ascending."""
         return sorted(number(str(epsilon)) for epsilon in self.content["evaluation"]["ranked_at"])

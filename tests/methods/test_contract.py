@@ -53,6 +53,8 @@ FORWARD_BACKWARD_UPDATES = {
     "adt": (5 * K + 1, 5 * K + 1, 1),  # five samples a step
     "bilateral": (3, 2, 1),
     "hypersphere": (K + 1, K + 1, 1),
+    "msd": (4 * K + 1, K + 1, 4 * K + 1),  # three candidates a step
+    "avg_max": (3 * K + 3 + 1, 3 * K + 1, 1),  # the last three choose the worst
 }
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
 EXACT = {  # settings with which the passes do not depend on the images
@@ -70,6 +72,8 @@ REACH = {  # how many epsilons away a method's images may lie, where that is mor
 SETS = {  # the images that a method's images are made of, where they are not the batch's once
     "sat_r": lambda x: torch.cat([x, x]),
     "ss_rotation": lambda x: torch.cat([x, *(torch.rot90(x, turn, (2, 3)) for turn in range(4))]),
+    "msd": 1 / EPSILON,  # anywhere in the range: in L1 a pixel may go all the way
+    "avg_max": 1 / EPSILON,
 }
 CLEAN_BEHIND = {"tla": 2}  # clean forwards behind the adversarial one, where they are more than one
 every_method = pytest.mark.parametrize("name", catalogue.names())
@@ -77,6 +81,7 @@ INTERLEAVED = {
     "free_at"
 }  # they move the weights within a step, so gradients that lie there already are theirs to clear
 LINF_ONLY = {"adt", "free_at", "gradalign", "fgsmr", "yopo"}  # they say so
+LINF_ONLY = {"free_at", "gradalign", "fgsmr", "yopo", "msd", "avg_max"}  # they say so
 WITHOUT_DRAWS = {
     *("natural", "fgsm_at", "adp", "free_at", "gradalign", "fgsmr"),
     "cat_curriculum",  # in its first lesson
@@ -84,6 +89,7 @@ WITHOUT_DRAWS = {
     "cat_customized",  # at first: no radius that softens a label
     *("sads", "atda"),  # none for their images
     "ssdrl",
+    "msd",  # where no image takes a step in L1
 }
 
 

@@ -1,0 +1,1 @@
+"""Methods that are to hold against attacks they were not trained on."""
