@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -11,7 +12,7 @@ from benchmark.errors import BadInput
 from benchmark.experiment import Experiment
 from benchmark.references import beside
 from benchmark.storage import load_weights, save_weights, sha256
-from methods.unlabelled import PseudoLabelled, predicted_labels
+from methods.unlabelled import PseudoLabelled, SelfLabelling, predicted_labels
 
 PSEUDO_LABELS = "pseudo_labels.safetensors"
 NOTE = "label-hiding protocol: labels hidden by us, in-distribution unlabelled data"
@@ -83,3 +84,51 @@ def protocol(experiment: Experiment) -> dict[str, Any]:
     if experiment.labels is None:
         return {}
     return {"labels": experiment.labels, "reference": experiment.reference, "data_note": NOTE}
+
+
+class WatchGuesses(pl.Callback):
+    """Write into the history how good the labels were that a method gave unlabelled images itself, epoch by epoch.
+
+    ``pseudo_label_accuracy`` is the share of right ones among all guesses of the epoch, ``majority_share`` that of the
+    most frequent class, and ``majority_class`` which class it was. The method learns none of it.
+    """
+
+    def __init__(self, hidden: HiddenLabels, classes: int) -> None:
+        self.diagnostics, self.classes = hidden.diagnostics, classes
+        self._begin()
+
+    def _begin(self) -> None:
+        self._right, self._guessed = torch.zeros(1, dtype=torch.int64), torch.zeros(self.classes, dtype=torch.int64)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Begin anew."""
+        self._begin()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the step's guesses."""
+        if (guesses := pl_module.guesses) is not None:
+            index, labels = (part.cpu() for part in guesses)
+            self._right += self.diagnostics.right(index, labels)
+            self._guessed += labels.bincount(minlength=self.classes)
+            pl_module.guesses = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Sum up what all ranks have counted, before the epoch's line of history is written."""
+        mine = torch.cat([self._right, self._guessed]).to(pl_module.device)
+        right, *guessed = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
+        if total := sum(guessed):
+            most = max(guessed)
+            found = {
+                "pseudo_label_accuracy": right / total,
+                "majority_share": most / total,
+                "majority_class": guessed.index(most),
+            }
+            for name, value in found.items():
+                pl_module.note(name, torch.tensor(float(value), device=pl_module.device, dtype=torch.float64))
+
+
+def watched(method: Any, data: ImageData) -> list[pl.Callback]:
+    """Give the callback for a method that labels unlabelled images itself; none for others."""
+    if data.hidden is None or not isinstance(method, SelfLabelling):
+        return []
+    return [WatchGuesses(data.hidden, data.splits.description.classes)]

@@ -78,6 +78,7 @@ def train(
         augment=experiment.dataset.augment,
         hidden=hidden,
         labelled_rows=method.labelled_rows if experiment.semi_supervised else None,
+        redraws=method.redraws_unlabelled,
     )
     taught: dict[str, Any] = {}
     if experiment.teacher is not None and hidden is not None and len(hidden.unlabelled):
@@ -85,7 +86,8 @@ def train(
         taught = label_hiding.teach(method, place, _trained(experiment.teacher, place, devices, data_root, download))
     best, cost = KeepBest(), Cost()
     resume = folder / RESUME
-    books = [SameWork(experiment), best, cost, History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]
+    books = [SameWork(experiment), *label_hiding.watched(method, data), best, cost]
+    books += [History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]
     settings = _yaml_ready(experiment.identity())
     with quiet(), listening(loggers, experiment.name, folder, settings) as listeners:
         trainer = _trainer(experiment, method, devices, books, listeners)

@@ -47,6 +47,7 @@ class AdversarialTraining(HeldOut):
 
     card: ClassVar[Card]
     references: ClassVar[References | None] = None  # of a semi-supervised method: most labels are hidden from it
+    redraws_unlabelled: ClassVar[bool] = False  # it draws its unlabelled images with replacement, not in passes
 
     def __init__(
         self,

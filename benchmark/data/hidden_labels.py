@@ -24,8 +24,12 @@ class Diagnostics:
 
     def accuracy(self, index: Tensor, labels: Tensor) -> float:
         """Give the share of ``labels`` ``(n,)`` that are right for the unlabelled images ``index`` ``(n,)``."""
+        return self.right(index, labels) / max(1, len(index))
+
+    def right(self, index: Tensor, labels: Tensor) -> int:
+        """Count those that are."""
         pairs = zip(index.tolist(), labels.tolist(), strict=True)
-        return sum(self._truth[image] == label for image, label in pairs) / max(1, len(index))
+        return sum(self._truth[image] == label for image, label in pairs)
 
 
 @dataclass(frozen=True, eq=False)
