@@ -54,7 +54,7 @@ class ImageData(pl.LightningDataModule):
         check(splits)
         if isinstance(augment, str):
             splits = replace(splits, description=replace(splits.description, augmentation=augment))
-        self.splits = splits if hidden is None else replace(splits, train=hidden.train)
+        self.splits = splits if hidden is None else replace(splits, train=hidden.proper)
         self.hidden, self.labelled_rows, self.redraws = hidden, labelled_rows, redraws
         self.batch_size, self.seed = batch_size, seed
         self.augments = augment is not False and splits.description.augmentation != "none"
@@ -103,13 +103,14 @@ class ImageData(pl.LightningDataModule):
 
     def _pools(self, hidden: HiddenLabels, rank: int, ranks: int) -> DataLoader[Batch]:
         whole, images, labels = self.batch_size * ranks, len(hidden.train), len(hidden.labelled)
+        steps = -(-hidden.images // whole)  # further images make no epoch longer
         alone = self.labelled_rows is None
         sampler = PoolSampler(
             hidden.labelled,
             hidden.unlabelled[:0] if alone else hidden.unlabelled,
             labelled_rows=whole if self.labelled_rows is None else self.labelled_rows(whole, labels, images),
             batch_size=whole,
-            steps=-(-images // whole),
+            steps=steps,
             seed=self.seed,
             rank=rank,
             ranks=ranks,

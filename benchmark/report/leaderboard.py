@@ -90,8 +90,8 @@ def leaderboard(
             for epsilon in suite.ranked_at:
                 here, attacked = (_at(table, method, checkpoint, epsilon) for table in (figures, runs))
                 status, note = _state(suite, checkpoint, attacked, images, networks[costs["class"]])
-                if costs["reference"]:
-                    note = note or "a reference, not ranked"
+                if costs["reference"] or costs["transductive"]:
+                    note = note or f"{'a reference' if costs['reference'] else 'transductive'}, not ranked"
                 place = {"checkpoint": checkpoint, "epsilon": epsilon, "status": status, "status_note": note}
                 engine = made_by.get((method, checkpoint, epsilon), "")
                 lines.append({**costs, **_accuracies(here), **place, "engine": engine, **mark})
@@ -213,6 +213,7 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
         "pseudo_label_accuracy": mean["pseudo_label_accuracy"],
         "teacher_passes": mean["teacher_forward_passes"] + mean["teacher_backward_passes"],
         "reference": bool(first.reference),
+        "transductive": bool(first.transductive),
         "data_note": data_note(cards, mean["pseudo_label_accuracy"]),
         "remarks": remarks(cards),
     }

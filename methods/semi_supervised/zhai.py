@@ -53,7 +53,7 @@ class Zhai(SelfLabelling, AdversarialTraining):
             mean and their batch statistics are noise (our choice).
         cut: how far the start moves a pixel at most, in pixel units or relative to epsilon.
         mean, std: of the network's input normalisation, a value a channel. With both, the attack has the bounds of the
-            authors' code: see ``methods.semi_supervised.normalised_bounds``. They may leave the ball.
+            authors' code (``normalised_bounds.py``), which may leave the ball.
     """
 
     card = Card(key="zhai", category="semi-supervised", citation="zhai2019adversarially", comparison="D")
