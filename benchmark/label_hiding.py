@@ -143,11 +143,9 @@ class WatchGuesses(pl.Callback):
         right, known, *guessed = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
         if total := sum(guessed):
             most = max(guessed)
-            found = {
-                "pseudo_label_accuracy": right / max(1, known),
-                "majority_share": most / total,
-                "majority_class": guessed.index(most),
-            }
+            found = {"majority_share": most / total, "majority_class": guessed.index(most)}
+            if known:  # else all are images from elsewhere
+                found["pseudo_label_accuracy"] = right / known
             for name, value in found.items():
                 pl_module.note(name, torch.tensor(float(value), device=pl_module.device, dtype=torch.float64))
 

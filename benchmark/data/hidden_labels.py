@@ -1,6 +1,7 @@
 """Which training images keep their label: the protocol ``hidden-labels(N, seed)`` of semi-supervised methods."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -25,10 +26,10 @@ class Diagnostics:
     def accuracy(self, index: Tensor, labels: Tensor) -> float:
         """Give the share of ``labels`` ``(n,)`` that are right for the unlabelled images ``index`` ``(n,)``.
 
-        Images from elsewhere, whose label nobody knows, do not count.
+        Images from elsewhere, whose label nobody knows, do not count; NaN where there are no others.
         """
         right, known = self.right(index, labels)
-        return right / max(1, known)
+        return right / known if known else math.nan
 
     def right(self, index: Tensor, labels: Tensor) -> tuple[int, int]:
         """Count those that are, and those that could be."""

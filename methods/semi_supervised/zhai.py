@@ -110,9 +110,8 @@ class Zhai(SelfLabelling, AdversarialTraining):
 
     def remarks(self) -> dict[str, float | str]:
         """Say how good the last epoch's pseudo-labels were, and whether one class swallowed the others."""
-        if not self.noted("majority_share"):
-            return {}
-        last = {name: self.noted(name)[-1] for name in ("pseudo_label_accuracy", "majority_share")}
+        told = {name: self.noted(name) for name in ("pseudo_label_accuracy", "majority_share")}
+        last = {name: values[-1] for name, values in told.items() if values}
         return last | ({"mark": "collapsed pseudo-labels"} if self._collapsed() else {})
 
     def _guessed(self, unlabelled: Batch) -> Batch:

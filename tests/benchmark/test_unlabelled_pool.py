@@ -168,7 +168,7 @@ def test_brightness_is_brought_to_the_levels_of_the_set(archive):
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_a_share_of_the_unlabelled_images_may_come_from_elsewhere(share, archive):
-    splits, hidden = hidden_digits(Unlabelled(extra=str(archive), share=share))
+    _, hidden = hidden_digits(Unlabelled(extra=str(archive), share=share))
     foreign = len(hidden.train) - 96
     assert foreign / len(hidden.unlabelled) == pytest.approx(share, abs=0.01)
     if share:
@@ -189,7 +189,7 @@ def test_another_data_set_of_the_same_shape_may_stand_in_and_one_of_another_shap
 
 
 def test_the_training_images_that_a_suite_leaves_out_may_be_used_without_their_labels():
-    splits, hidden = hidden_digits(Unlabelled(rest=True))
+    _, hidden = hidden_digits(Unlabelled(rest=True))
     whole = load("digits")
     assert hidden.train.index.sort().values.tolist() == whole.train.index.sort().values.tolist()
     assert not torch.isin(hidden.train.index, torch.cat([whole.validation.index, whole.test.index])).any()
@@ -217,6 +217,7 @@ def test_nobody_knows_the_labels_of_images_from_elsewhere_and_they_do_not_count(
     index = hidden.train.index[hidden.unlabelled]
     assert hidden.diagnostics.right(index, torch.zeros_like(index))[1] == 66
     assert 0 < hidden.diagnostics.accuracy(index, torch.zeros_like(index)) < 0.5
+    assert np.isnan(hidden.diagnostics.accuracy(index[-40:], index[-40:]))
 
 
 # Experiments
