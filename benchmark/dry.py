@@ -103,6 +103,7 @@ def _one_step(experiment: Experiment, method: AdversarialTraining, splits: Split
         augment=experiment.dataset.augment,
         hidden=hidden,
         labelled_rows=method.labelled_rows if experiment.semi_supervised else None,
+        redraws=method.redraws_unlabelled,
     )
     watch = _FirstStep()
     with quiet():

@@ -14,6 +14,7 @@ from benchmark import architectures, own_method, own_network, own_parts, user_co
 from benchmark.data import Description, describe, load
 from benchmark.data import own as own_data
 from benchmark.data.hidden_labels import choose_labelled, digest, usual_labels
+from benchmark.data.unlabelled import pool_identity
 from benchmark.errors import BadInput
 from benchmark.results.rows import parts
 from benchmark.settings import parse, resolve
@@ -76,9 +77,10 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """Give what the weights depend on, as plain values; where and with how many workers it ran is not among it."""
         faces_adversary = self.method_class.faces_adversary
-        dataset = _without(self.dataset, "folds", "code", "labels", "label_choice") | {"fold": self.fold}
+        dataset = _without(self.dataset, "folds", "code", "labels", "label_choice", "unlabelled") | {"fold": self.fold}
         if self.labels is not None:  # nothing of it for methods that see all labels, whatever the suite says
             dataset |= {"labels": self.labels, "labelled": digest(self.labelled)}
+            dataset |= pool_identity(self.dataset.unlabelled, description(self.dataset))
         plain = {
             "method": self.method,
             "settings": _with_hashes(self.settings) if faces_adversary else {},
@@ -210,6 +212,10 @@ def experiment(
 ) -> Experiment:
     """Make one experiment of a suite, with its teacher where it has one; ``settings`` as :func:`resolve` gives them."""
     kind, teacher = own_method.find(method, suite.own.get(method)), None
+    if labels is not None and kind.pools_apart and suite.dataset.unlabelled.with_labelled:
+        raise BadInput(
+            f"{method} samples labelled and unlabelled images apart: set dataset.unlabelled.with_labelled to false"
+        )
     if labels is not None and kind.references is not None and kind.needs_teacher(settings):
         key, own = kind.references.teacher.method, dict(kind.references.teacher.settings)
         taught_by = resolve(key, own, suite.inner_steps)

@@ -47,13 +47,9 @@ def with_teachers(experiments: Sequence[Experiment]) -> list[Experiment]:
 
 
 def beside(one: Experiment) -> dict[str, str]:
-    """Name the rows that ``one`` is shown beside: teacher, lower end and oracle; nothing for other methods."""
+    """Name the rows that ``one`` is shown beside: teacher, lower end (or two) and oracle; nothing for other methods."""
     wanted = one.method_class.references
     if wanted is None or one.labels is None or one.reference:
         return {}
-    lower = wanted.lower[0]
-    return {
-        "teacher": f"{wanted.teacher.name or wanted.teacher.method}@{one.labels}",
-        "lower": f"{lower.name or lower.method}@{one.labels}",
-        "oracle": wanted.oracle,
-    }
+    teacher, lower, *second = (f"{of.name or of.method}@{one.labels}" for of in (wanted.teacher, *wanted.lower))
+    return {"teacher": teacher, "lower": lower, "oracle": wanted.oracle} | ({"lower_too": second[0]} if second else {})

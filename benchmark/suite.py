@@ -15,6 +15,8 @@ from attacks.threat import ThreatModel
 from benchmark import row_attack
 from benchmark.changes import based_on, set_value
 from benchmark.data.description import Augmentation
+from benchmark.data.extra import is_dataset
+from benchmark.data.unlabelled import Unlabelled
 from benchmark.errors import BadInput
 from benchmark.row_attack import RowAttack
 from benchmark.storage import read_yaml
@@ -44,6 +46,7 @@ class DataChoice:
         labels: training images that keep their label for semi-supervised methods and their references, None for a sixth
             of them; no other method sees a difference. How they are chosen: ``label_choice``, see
             ``benchmark.data.hidden_labels``.
+        unlabelled: what such methods have beside the images whose labels are hidden, such as a folder of images.
     """
 
     name: str = "digits"
@@ -54,6 +57,7 @@ class DataChoice:
     code: UserCode | None = None
     labels: int | None = None
     label_choice: Literal["stratified", "permutation", "file"] = "stratified"
+    unlabelled: Unlabelled = Unlabelled()
 
     def __post_init__(self) -> None:
         _check_distinct("dataset.folds", self.folds)
@@ -212,6 +216,8 @@ class Suite:
         seldom += [(values["evaluation"], "row"), (values["evaluation"], "save_adversarial")]
         if not any(values["evaluation"]["unseen"].values()):
             del values["evaluation"]["unseen"]
+        if self.dataset.unlabelled == Unlabelled():
+            del values["dataset"]["unlabelled"]
         for holder, key in seldom:
             if not holder[key]:
                 del holder[key]
@@ -303,6 +309,13 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
         part = values.get(section)
         if isinstance(part, dict) and isinstance(part.get("name"), str) and not part.get("code"):
             values[section] = part | {"name": anchored(part["name"], folder)}
+    unlabelled = (values.get("dataset") or {}).get("unlabelled") if isinstance(values.get("dataset"), dict) else None
+    if (
+        isinstance(unlabelled, dict)
+        and isinstance(unlabelled.get("extra"), str)
+        and not is_dataset(unlabelled["extra"])
+    ):
+        unlabelled["extra"] = str((folder / Path(unlabelled["extra"]).expanduser()).absolute())
     if isinstance(values.get("methods"), dict):
         values["methods"] = {anchored(str(name), folder): own for name, own in values["methods"].items()}
 

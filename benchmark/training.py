@@ -18,7 +18,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from attacks.passes import networks_in
 from benchmark import label_hiding
 from benchmark.cost import Cost
-from benchmark.data import HiddenLabels, ImageData, load
+from benchmark.data import ImageData, load
 from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.experiment import Experiment
@@ -70,7 +70,9 @@ def train(
     method = experiment.build_method(experiment.build_network())
     if method.first_weights is not None:
         method.begin_from(load_weights(Path(method.first_weights)))
-    hidden = None if experiment.labels is None else HiddenLabels.of(splits.train, experiment.labelled)
+    hidden = None
+    if experiment.labels is not None:
+        hidden = label_hiding.hide(experiment, splits, data_root, download=download)
     data = ImageData(
         splits,
         batch_size=devices.share(experiment.recipe.batch_size),
@@ -78,14 +80,17 @@ def train(
         augment=experiment.dataset.augment,
         hidden=hidden,
         labelled_rows=method.labelled_rows if experiment.semi_supervised else None,
+        redraws=method.redraws_unlabelled,
     )
     taught: dict[str, Any] = {}
     if experiment.teacher is not None and hidden is not None and len(hidden.unlabelled):
         place = folder.parent / experiment.teacher.name
-        taught = label_hiding.teach(method, place, _trained(experiment.teacher, place, devices, data_root, download))
+        card = _trained(experiment.teacher, place, devices, data_root, download)
+        taught = label_hiding.teach(method, place, card, hidden)
     best, cost = KeepBest(), Cost()
     resume = folder / RESUME
-    books = [SameWork(experiment), best, cost, History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]
+    books = [SameWork(experiment), *label_hiding.watched(method, data), best, cost]
+    books += [History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]
     settings = _yaml_ready(experiment.identity())
     with quiet(), listening(loggers, experiment.name, folder, settings) as listeners:
         trainer = _trainer(experiment, method, devices, books, listeners)

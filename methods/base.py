@@ -47,6 +47,8 @@ class AdversarialTraining(HeldOut):
 
     card: ClassVar[Card]
     references: ClassVar[References | None] = None  # of a semi-supervised method: most labels are hidden from it
+    redraws_unlabelled: ClassVar[bool] = False  # it draws its unlabelled images with replacement, not in passes
+    pools_apart: ClassVar[bool] = False  # its unlabelled images must not hold the labelled ones
 
     def __init__(
         self,

@@ -57,6 +57,10 @@ class Batch(NamedTuple):
             return cls(x, y, torch.arange(len(y), device=y.device))
         return cls(*items)
 
+    def rows(self, which: Tensor) -> "Batch":
+        """Take the rows that ``which`` ``(n,)`` is true for, or those it numbers ``(m,)``."""
+        return Batch(self.x[which], self.y[which], self.index[which])
+
 
 class StepTrace(NamedTuple):
     """What one training step made, up to the optimizer: the images it trained on, and the loss with its graph."""

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attacks.errors import BadInput
 from attacks.modes import in_mode
 from methods.per_image import PerImage
+from methods.records import Batch
 
 HIDDEN = -1  # stands where a label is not to be seen
 
@@ -64,6 +66,36 @@ class PseudoLabelled:
     def with_pseudo_labels(self, y: Tensor, index: Tensor) -> Tensor:
         """Fill in the labels ``y`` ``(n,)`` that are hidden; an image that no teacher has seen stays at -1."""
         return torch.where(y == HIDDEN, self.pseudo_labels.of(index), y)
+
+    def with_targets(self, batch: Batch) -> Batch:
+        """Fill in the hidden labels of ``batch``, for a method that cannot do without.
+
+        Raises:
+            BadInput: where no teacher has labelled an image.
+        """
+        targets = self.with_pseudo_labels(batch.y, batch.index)
+        if (without := targets == HIDDEN).any():
+            raise BadInput(
+                f"{type(self).__name__} needs a pseudo-label for each unlabelled image, but image "
+                f"{int(batch.index[without][0])} has none: give them with learn_from(index, labels) before training"
+            )
+        return batch._replace(y=targets)
+
+
+class Guesses(NamedTuple):
+    """Labels ``(n,)`` that a method gave the unlabelled images ``index`` ``(n,)`` in one step."""
+
+    index: Tensor  # type: ignore[assignment] # as in Batch
+    labels: Tensor
+
+
+class SelfLabelling:
+    """Mixed into a method that labels unlabelled images itself, anew in every step.
+
+    It leaves them in :attr:`guesses`, where whoever knows the hidden labels may look at them.
+    """
+
+    guesses: Guesses | None = None
 
 
 def predicted_labels(network: nn.Module, x: Tensor, *, batch_size: int = 256) -> Tensor:

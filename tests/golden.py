@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.ensemble.members import Ensemble
+from methods.unlabelled import HIDDEN
 from tests.toy import toy_batch, toy_model
 
 FOLDER = Path(__file__).parent / "data" / "golden"
@@ -120,9 +121,13 @@ class Case:
     @property
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         x, y, *_ = self._batch
-        x = 0.5 + self.record["inputs"].get("contrast", self.changes.get("contrast", 1)) * (x - 0.5)
-        labels = self.record["inputs"].get("labels")
-        return x, y if labels is None else torch.tensor(labels), torch.arange(len(y))
+        inputs = self.record["inputs"]
+        x = 0.5 + inputs.get("contrast", self.changes.get("contrast", 1)) * (x - 0.5)
+        y = torch.tensor(inputs["labels"]) if "labels" in inputs else y
+        if "unlabelled_images" in inputs:
+            first, last = map(int, inputs["unlabelled_images"].split(".."))
+            y = y.index_fill(0, torch.arange(first, last + 1), HIDDEN)
+        return x, y, torch.arange(len(y))
 
     @property
     def draws(self) -> ScriptedDraws:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from benchmark.architectures.choices import one_of
-from benchmark.architectures.cifar_resnet import resnet8, resnet20
+from benchmark.architectures.cifar_resnet import resnet8, resnet20, resnet32
 from benchmark.architectures.densenet import densenet161
 from benchmark.architectures.digits_cnn import digits_cnn
 from benchmark.architectures.madry_resnet import madry_resnet
@@ -31,7 +31,7 @@ _BUILDERS: dict[str, Builder] = {
     builder.__name__: builder
     for builder in (
         *(digits_cnn, mnist_small, small_cnn, lenet_plus, maxout, conv8, atda_convnet),
-        *(resnet8, resnet20, resnet18, resnet50, preact_resnet18, densenet161, madry_resnet, wrn),
+        *(resnet8, resnet20, resnet32, resnet18, resnet50, preact_resnet18, densenet161, madry_resnet, wrn),
     )
 }
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

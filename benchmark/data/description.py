@@ -147,6 +147,18 @@ _KNOWN = {
             readable=False,
         ),
         Description(
+            name="cifar10_tiny_200k",
+            summary="CIFAR-10 and 200,000 Tiny Images without labels (Alayrac et al., 2019); described only",
+            classes=10,
+            channels=3,
+            size=32,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            augmentation="crop4+flip",
+            extra_from=50_000,
+            readable=False,
+        ),
+        Description(
             name="tiny_imagenet",
             summary="110,000 photographs of 200 kinds of things, 64x64 RGB (Le & Yang, 2015); described only",
             classes=200,

@@ -1,6 +1,7 @@
 """Which training images keep their label: the protocol ``hidden-labels(N, seed)`` of semi-supervised methods."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -23,9 +24,24 @@ class Diagnostics:
         self._truth = dict(zip(hidden.index.tolist(), hidden.labels.tolist(), strict=True))
 
     def accuracy(self, index: Tensor, labels: Tensor) -> float:
-        """Give the share of ``labels`` ``(n,)`` that are right for the unlabelled images ``index`` ``(n,)``."""
-        pairs = zip(index.tolist(), labels.tolist(), strict=True)
-        return sum(self._truth[image] == label for image, label in pairs) / max(1, len(index))
+        """Give the share of ``labels`` ``(n,)`` that are right for the unlabelled images ``index`` ``(n,)``.
+
+        Images from elsewhere, whose label nobody knows, do not count; NaN where there are no others.
+        """
+        right, known = self.right(index, labels)
+        return right / known if known else math.nan
+
+    def right(self, index: Tensor, labels: Tensor) -> tuple[int, int]:
+        """Count those that are, and those that could be."""
+        truth = [self._truth.get(image, HIDDEN) for image in index.tolist()]
+        right = sum(known == label for known, label in zip(truth, labels.tolist(), strict=True))
+        return right, sum(known != HIDDEN for known in truth)
+
+    def also(self, hidden: Images) -> "Diagnostics":
+        """Hold the labels of further images, where they have one."""
+        both = Diagnostics(hidden)
+        both._truth = {**{image: label for image, label in both._truth.items() if label != HIDDEN}, **self._truth}
+        return both
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +49,19 @@ class HiddenLabels:
     """Training images of which only some show their label.
 
     Args:
-        train: all of them, in their old order; the label is -1 where it is hidden.
-        labelled, unlabelled: positions in ``train``, D and U; together every image once.
+        train: all of them, in their old order; the label is -1 where it is hidden. Further unlabelled ones come behind.
+        labelled, unlabelled: positions in ``train``, D and U; together every row once.
         diagnostics: knows the hidden labels; no method sees it.
+        images: how many of ``train`` are the training set proper, whose number an epoch's length follows from.
+        given: pseudo-labels that came with images from elsewhere: their index and label, ``(n,)`` each.
     """
 
     train: Images
     labelled: Tensor
     unlabelled: Tensor
     diagnostics: Diagnostics
+    images: int
+    given: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, train: Images, labelled: Sequence[int]) -> "HiddenLabels":
@@ -53,6 +73,27 @@ class HiddenLabels:
             kept.nonzero().flatten(),
             unlabelled,
             Diagnostics(train.take(unlabelled)),
+            len(train),
+        )
+
+    @property
+    def proper(self) -> Images:
+        """The training set proper."""
+        return self.train.take(torch.arange(self.images))
+
+    def beside(self, more: Images) -> "HiddenLabels":
+        """Add the images of ``more`` to the unlabelled ones, whatever labels they have."""
+        train, hidden = self.train, torch.full_like(more.labels, HIDDEN)
+        return replace(
+            self,
+            train=Images(
+                torch.cat([train.images, more.images]),
+                torch.cat([train.labels, hidden]),
+                torch.cat([train.index, more.index]),
+                train.levels,
+            ),
+            unlabelled=torch.cat([self.unlabelled, len(train) + torch.arange(len(more))]),
+            diagnostics=self.diagnostics.also(more),
         )
 
 

@@ -33,6 +33,7 @@ class ImageData(pl.LightningDataModule):
             batch has its full size then, and an epoch is the ceiling of all training images over the batch.
         labelled_rows: of a batch's size, the number of labels and of all images, how many of its rows are labelled; by
             default all of them, so that the unlabelled images are not used.
+        redraws: whether unlabelled images are drawn with replacement, or in shuffled passes as the labelled ones.
 
     Raises:
         BadInput: the splits do not fit their description; see :func:`benchmark.data.check`.
@@ -47,13 +48,14 @@ class ImageData(pl.LightningDataModule):
         augment: bool | Augmentation = True,
         hidden: HiddenLabels | None = None,
         labelled_rows: Callable[[int, int, int], int] | None = None,
+        redraws: bool = False,
     ) -> None:
         super().__init__()
         check(splits)
         if isinstance(augment, str):
             splits = replace(splits, description=replace(splits.description, augmentation=augment))
-        self.splits = splits if hidden is None else replace(splits, train=hidden.train)
-        self.hidden, self.labelled_rows = hidden, labelled_rows
+        self.splits = splits if hidden is None else replace(splits, train=hidden.proper)
+        self.hidden, self.labelled_rows, self.redraws = hidden, labelled_rows, redraws
         self.batch_size, self.seed = batch_size, seed
         self.augments = augment is not False and splits.description.augmentation != "none"
         self._device = torch.device("cpu")
@@ -101,16 +103,18 @@ class ImageData(pl.LightningDataModule):
 
     def _pools(self, hidden: HiddenLabels, rank: int, ranks: int) -> DataLoader[Batch]:
         whole, images, labels = self.batch_size * ranks, len(hidden.train), len(hidden.labelled)
+        steps = -(-hidden.images // whole)  # further images make no epoch longer
         alone = self.labelled_rows is None
         sampler = PoolSampler(
             hidden.labelled,
             hidden.unlabelled[:0] if alone else hidden.unlabelled,
             labelled_rows=whole if self.labelled_rows is None else self.labelled_rows(whole, labels, images),
             batch_size=whole,
-            steps=-(-images // whole),
+            steps=steps,
             seed=self.seed,
             rank=rank,
             ranks=ranks,
+            redraws=self.redraws,
         )
         style = self.splits.description.moves if self.augments else None
         data = PoolData(hidden.train.to(self._device), sampler, style=style)

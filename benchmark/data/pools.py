@@ -18,15 +18,16 @@ class PoolSampler(Sampler[Row]):
     """Draw every batch of an epoch from two pools, and deal its rows out to ``ranks`` processes.
 
     The labelled part comes from passes over the labelled images, each shuffled anew, that run on over the borders of
-    batches and epochs: no image repeats inside a pass, and every batch has its full size. The unlabelled part is drawn
-    uniformly with replacement. Then the batch is shuffled. All of it depends on (seed, epoch, step) alone, so an epoch
-    replayed after a kill is the same epoch, and the ranks share one batch. Where they do not divide it, the first rows
-    of the batch are dealt twice.
+    batches and epochs: no image repeats inside a pass, and every batch has its full size. So does the unlabelled part,
+    or it is drawn uniformly with replacement. Then the batch is shuffled. All of it depends on (seed, epoch, step)
+    alone, so an epoch replayed after a kill is the same epoch, and the ranks share one batch, of each pool as many rows
+    give or take one. Where they do not divide it, the first rows dealt are dealt twice.
 
     Args:
         labelled, unlabelled: positions of the images of each pool.
         labelled_rows: of ``batch_size``, the rows of a batch over all ranks.
         steps: batches an epoch.
+        redraws: whether unlabelled images are drawn with replacement.
     """
 
     def __init__(
@@ -40,13 +41,16 @@ class PoolSampler(Sampler[Row]):
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        redraws: bool = False,
     ) -> None:
         self.labelled, self.unlabelled = labelled.cpu(), unlabelled.cpu()
         self.labelled_rows = labelled_rows if len(unlabelled) else batch_size
         self.batch_size, self.steps, self.seed = batch_size, steps, seed
         self.rank, self.ranks = rank, ranks
+        self.redraws = redraws
         self.epoch = 0
-        self._pass = -1, torch.empty(0, dtype=torch.int64)  # the last pass that was shuffled, and its order
+        self._is_labelled = set(self.labelled.tolist())
+        self._passes = _Passes(self.labelled, seed, "labelled"), _Passes(self.unlabelled, seed, "unlabelled")
 
     @property
     def share(self) -> int:
@@ -63,28 +67,49 @@ class PoolSampler(Sampler[Row]):
     def __iter__(self) -> Iterator[Row]:
         for step in range(self.steps):
             rows = list(enumerate(self.batch(step).tolist(), start=step * self.batch_size))
+            if self.ranks > 1:  # so that no rank is left without rows of one pool
+                rows.sort(key=lambda row: row[1] not in self._is_labelled)
             dealt = (rows * self.ranks)[: self.share * self.ranks]
             yield from ((position, slot) for slot, position in dealt[self.rank :: self.ranks])
 
     def batch(self, step: int) -> Tensor:
         """Give the positions ``(batch_size,)`` of this epoch's batch number ``step``."""
-        drawn = self.batch_size - self.labelled_rows
-        start = (self.epoch * self.steps + step) * self.labelled_rows
-        known = torch.tensor([self._labelled_at(place) for place in range(start, start + self.labelled_rows)]).long()
-        rows = torch.randint(max(1, len(self.unlabelled)), (drawn,), generator=self._generator("unlabelled", step))
-        both = torch.cat([known, self.unlabelled[rows]])
+        drawn, before = self.batch_size - self.labelled_rows, self.epoch * self.steps + step
+        known, others = self._passes[0].places(before * self.labelled_rows, self.labelled_rows), self.unlabelled[:0]
+        if self.redraws:
+            generator = self._generator("unlabelled", step)
+            others = self.unlabelled[torch.randint(max(1, len(self.unlabelled)), (drawn,), generator=generator)]
+        elif drawn:
+            others = self._passes[1].places(before * drawn, drawn)
+        both = torch.cat([known, others])
         return both[torch.randperm(len(both), generator=self._generator("mixed", step))]
-
-    def _labelled_at(self, place: int) -> int:
-        """Look up one place in the endless row of shuffled passes."""
-        number, within = divmod(place, len(self.labelled))
-        if self._pass[0] != number:
-            generator = torch.Generator().manual_seed(key("labelled pass", self.seed, number))
-            self._pass = number, self.labelled[torch.randperm(len(self.labelled), generator=generator)]
-        return int(self._pass[1][within])
 
     def _generator(self, purpose: str, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(key(purpose, self.seed, self.epoch, step))
+
+
+class _Passes:
+    """An endless row of passes over ``positions``, each shuffled anew by its number."""
+
+    def __init__(self, positions: Tensor, seed: int, pool: str) -> None:
+        self.positions, self.seed, self.pool = positions, seed, pool
+        self._last = -1, positions  # the last pass that was shuffled, and its order
+
+    def places(self, start: int, count: int) -> Tensor:
+        """Give the positions ``(count,)`` from place ``start`` of the row on."""
+        found = [self.positions[:0]]
+        while count > 0:
+            number, within = divmod(start, len(self.positions))
+            part = self._shuffled(number)[within : within + count]
+            found.append(part)
+            start, count = start + len(part), count - len(part)
+        return torch.cat(found)
+
+    def _shuffled(self, number: int) -> Tensor:
+        if self._last[0] != number:
+            generator = torch.Generator().manual_seed(key(f"{self.pool} pass", self.seed, number))
+            self._last = number, self.positions[torch.randperm(len(self.positions), generator=generator)]
+        return self._last[1]
 
 
 class PoolData(Dataset[Batch]):

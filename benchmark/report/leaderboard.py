@@ -91,8 +91,8 @@ def leaderboard(
             for epsilon in suite.ranked_at:
                 here, attacked = (_at(table, method, checkpoint, epsilon) for table in (figures, runs))
                 status, note = _state(suite, checkpoint, attacked, images, networks[costs["class"]])
-                if costs["reference"]:
-                    note = note or "a reference, not ranked"
+                if costs["reference"] or costs["transductive"]:
+                    note = note or f"{'a reference' if costs['reference'] else 'transductive'}, not ranked"
                 if costs["class"] == "E":
                     note = note or OF_THE_UNION
                 place = {"checkpoint": checkpoint, "epsilon": epsilon, "status": status, "status_note": note}
@@ -216,6 +216,7 @@ def _costs(cards: pd.DataFrame) -> dict[str, Any]:
         "pseudo_label_accuracy": mean["pseudo_label_accuracy"],
         "teacher_passes": mean["teacher_forward_passes"] + mean["teacher_backward_passes"],
         "reference": bool(first.reference),
+        "transductive": bool(first.transductive),
         "data_note": data_note(cards, mean["pseudo_label_accuracy"]),
         "remarks": remarks(cards),
     }

@@ -254,14 +254,21 @@ def readable_recovered(summary: Summary) -> pd.DataFrame:
             "epsilon": lambda line: epsilon_text(line["epsilon"]),
             "accuracy": lambda line: _number(100 * line["accuracy"], ".1f"),
             **{heading: _end(summary, name) for heading, name in (("lower end", "lower"), ("oracle", "oracle"))},
-            "oracle - lower": lambda line: (
-                f"{100 * line['gap']:+.1f} [{100 * line['gap_low']:+.1f}, {100 * line['gap_high']:+.1f}]"
-            ),
+            "oracle - lower": lambda line: _points(line, "gap"),
+            "method - lower": lambda line: _points(line, "effect"),
             "recovered share": lambda line: _number(line["recovered"], ".2f") or "\N{EN DASH}",
+            "remark": lambda line: (
+                "no measurable effect at this size" if line["effect_low"] <= 0 <= line["effect_high"] else ""
+            ),
             "seeds": lambda line: _whole(line["seeds"]),
             "images": lambda line: _whole(line["images"]),
         },
     )
+
+
+def _points(line: dict, name: str) -> str:
+    """Write a difference of accuracies with its interval, in points of percent."""
+    return f"{100 * line[name]:+.1f} [{100 * line[f'{name}_low']:+.1f}, {100 * line[f'{name}_high']:+.1f}]"
 
 
 def _end(summary: Summary, reference: str) -> Callable:

@@ -42,6 +42,7 @@ _OPTIONAL = {  # key of a card: what stands in for it where a run did not get so
     "labels": None,  # of training images, where the others were hidden
     "validation_labels": None,
     "reference": False,
+    "transductive": False,
     "data_note": "",
     "remarks": None,
     "pseudo_label_accuracy": None,

@@ -52,6 +52,8 @@ class RST(PseudoLabelled, TRADES):
 
     card = Card(key="rst", category="semi-supervised", citation="carmon2019unlabeled", comparison="D")
     references: ClassVar[References | None] = References(lower=(Reference("trades"),), oracle="trades")
+    redraws_unlabelled = True
+    pools_apart = True
 
     def __init__(
         self,

@@ -121,7 +121,7 @@ class SSDRL(AdversarialTraining):
 
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it
         known = batch.y != HIDDEN
-        labelled, unlabelled = (Batch(*(part[rows] for part in batch)) for rows in (known, ~known))
+        labelled, unlabelled = batch.rows(known), batch.rows(~known)
         if len(labelled.y):
             with torch.no_grad():
                 self(labelled.x)  # for the running statistics, which nothing else moves

@@ -40,6 +40,7 @@ def test_odd_sizes_fit_where_flattening_counts_pixels(side):
     [
         ("resnet20", {}, 269_722),  # 0.27 million in table 6 of He et al. (CVPR 2016), option A
         ("resnet20", {"shortcut": "B"}, 272_474),
+        ("resnet32", {}, 464_154),  # 0.46 million in table 6
         ("resnet18", {}, 11_173_962),
         ("resnet50", {}, 23_520_842),  # of kuangliu's and of Madry's library
         ("densenet161", {}, 26_482_378),  # of kuangliu's

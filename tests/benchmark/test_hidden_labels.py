@@ -189,17 +189,36 @@ def test_labelled_images_come_in_shuffled_passes_without_repeats_that_run_on_ove
 def _labelled(of, epoch, step):
     of.set_epoch(epoch)
     start = (epoch * of.steps + step) * of.labelled_rows
-    drawn = [of._labelled_at(place) for place in range(start, start + of.labelled_rows)]
+    drawn = of._passes[0].places(start, of.labelled_rows).tolist()
     assert sorted(drawn) == sorted(position for position in of.batch(step).tolist() if position < 10)
     return drawn
 
 
-def test_unlabelled_images_are_drawn_with_replacement_and_all_of_them_in_time():
-    rows = [position for epoch in epochs(sampler(), 20) for position in epoch if position >= 10]
+def test_unlabelled_images_are_drawn_with_replacement_where_asked_for_and_all_of_them_in_time():
+    rows = [position for epoch in epochs(sampler(redraws=True), 20) for position in epoch if position >= 10]
     counts = torch.bincount(torch.tensor(rows), minlength=40)[10:]
     assert len(rows) == 20 * 5 * 4
     assert counts.min() > 0
     assert counts.max() > counts.min() + 3  # passes without repeats would differ by one at most
+
+
+def test_else_unlabelled_images_come_in_shuffled_passes_of_their_own():
+    of = sampler()
+    rows = [position for epoch in epochs(of, 9) for position in epoch if position >= 10]
+    assert torch.bincount(torch.tensor(rows), minlength=40)[10:].tolist() == [6] * 30  # 9 epochs of 20 rows
+    passes = [of._passes[1].places(30 * number, 30).tolist() for number in range(6)]
+    assert all(sorted(one) == list(range(10, 40)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 6
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_each_rank_gets_its_part_of_both_pools(ranks):
+    for rank in range(ranks):
+        share = [position for position, _ in sampler(rank=rank, ranks=ranks)]
+        size = -(-8 // ranks)
+        for step in range(5):
+            known = sum(position < 10 for position in share[step * size : (step + 1) * size])
+            assert 4 // ranks <= known <= -(-4 // ranks)
 
 
 def test_the_batch_is_shuffled():

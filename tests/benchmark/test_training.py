@@ -133,6 +133,8 @@ COSTS = {
     "ss_rotation": (15, 15),
     "pretraining": (3, 3),
     "ssdrl": (4, 3),
+    "uat": (4, 3),
+    "zhai": (3 + 44 / 64, 3),  # of 64 rows the unlabelled share, as of 96 images, is predicted first
     "iaat": ((4 + 10 + 10) / 3, (3 + 7 + 7) / 3),  # a warm-up of one epoch
     "mma": (2, 2),  # while no image is surely right
     "cat_customized": (4, 3),

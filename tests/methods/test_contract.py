@@ -45,10 +45,12 @@ FORWARD_BACKWARD_UPDATES = {
     "mma": (2, 2, 2),  # before any image is surely right; its own test has what follows
     "cat_customized": (K + 2, K + 1, 1),
     "free_at": (4, 4, 4),  # replays
+    "uat": (K + 2, K + 1, 2),
     "rst": (K + 1 + 2, K + 2, 2),
     "ss_rotation": (5 * (K + 1), 5 * (K + 1), K + 1),  # upright, and at each of four turns
     "pretraining": (K + 1, K + 1, K + 1),
     "ssdrl": (1 + K + 1, K + 1, 1),
+    "zhai": (K + 1, K + 1, K + 1),  # where every label is known
     "yopo": (5, 5, 5),  # m
     "adt": (5 * K + 1, 5 * K + 1, 1),  # five samples a step
     "bilateral": (3, 2, 1),
