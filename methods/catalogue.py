@@ -46,6 +46,7 @@ _HOMES = [
     "variants.smooth_at:SmoothAT",
     "variants.avmixup:AVMixup",
     "variants.adv_interp:AdvInterp",
+    "generalization.rlfat:RLFAT",
 ]
 
 

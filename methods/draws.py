@@ -40,14 +40,18 @@ class Draws:
         generator = self._generator("normal", like.device)
         return torch.randn(_shape(like, shape), generator=generator, dtype=like.dtype, device=like.device)
 
-    def integers(self, high: int, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Draw whole numbers 0..high-1, int64."""
-        generator = self._generator("integers", like.device)
+    def integers(
+        self, high: int, like: Tensor, shape: Sequence[int] | None = None, *, of_all_ranks: bool = False
+    ) -> Tensor:
+        """Draw whole numbers 0..high-1, int64; ``of_all_ranks`` gives every device the same."""
+        generator = self._generator("integers of all ranks" if of_all_ranks else "integers", like.device, of_all_ranks)
         return torch.randint(high, _shape(like, shape), generator=generator, device=like.device)
 
-    def permutation(self, size: int, like: Tensor) -> Tensor:
-        """Draw an order of 0..size-1, int64 ``(size,)``."""
-        return torch.randperm(size, generator=self._generator("permutation", like.device), device=like.device)
+    def permutation(self, size: int, like: Tensor, *, of_all_ranks: bool = False) -> Tensor:
+        """Draw an order of 0..size-1, int64 ``(size,)``; ``of_all_ranks`` gives every device the same."""
+        kind = "permutation of all ranks" if of_all_ranks else "permutation"
+        generator = self._generator(kind, like.device, of_all_ranks)
+        return torch.randperm(size, generator=generator, device=like.device)
 
     def bernoulli(self, probability: float, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Draw 1 with ``probability``, else 0, in the dtype of ``like``."""
@@ -63,12 +67,13 @@ class Draws:
         """Draw points of the simplex, ``(*shape, len(concentration))``."""
         return torch.from_numpy(self._numpy("dirichlet").dirichlet(concentration, tuple(shape))).to(like)
 
-    def _key(self, kind: str) -> int:
+    def _key(self, kind: str, of_all_ranks: bool = False) -> int:
         self._drawn[kind] += 1
-        return key(self.seed, *self._moment, kind, self._drawn[kind])
+        moment = self._moment[:-1] if of_all_ranks else self._moment
+        return key(self.seed, *moment, kind, self._drawn[kind])
 
-    def _generator(self, kind: str, device: torch.device) -> torch.Generator:
-        return torch.Generator(device).manual_seed(self._key(kind) >> 1)  # manual_seed takes 63 bits
+    def _generator(self, kind: str, device: torch.device, of_all_ranks: bool = False) -> torch.Generator:
+        return torch.Generator(device).manual_seed(self._key(kind, of_all_ranks) >> 1)  # manual_seed takes 63 bits
 
     def _numpy(self, kind: str) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=self._key(kind)))

@@ -29,7 +29,10 @@ class ScriptedDraws:
     def uniform(self, like, shape=None):
         return _cut(self._uniform, like, shape)
 
-    def permutation(self, size, like):
+    def integers(self, high, like, shape=None, **_):
+        return torch.zeros(like.shape if shape is None else shape, dtype=torch.int64, device=like.device)
+
+    def permutation(self, size, like, **_):
         return torch.arange(size, device=like.device)
 
     def beta(self, a, b, like, shape=None):

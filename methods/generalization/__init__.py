@@ -1,1 +1,1 @@
-"""Methods that generalise better: to clean images, to larger radii and other norms, to attacks never seen in training."""
+"""Methods that generalise better: to clean images, or to attacks, norms and radii that training has not seen."""

@@ -141,6 +141,7 @@ COSTS = {
     "adt": (11, 11),
     "bilateral": (3, 2),
     "hypersphere": (3, 3),
+    "rlfat": (4, 4),
 }
 # What a method spends on held-out images beyond the selection, in three epochs.
 HELD_OUT = {"cat_curriculum": (1 + 2 * 2 + 3, 2 * 1 + 2)}  # A_0; A_1 now and as the lesson began; A_2
