@@ -47,6 +47,7 @@ _HOMES = [
     "variants.avmixup:AVMixup",
     "variants.adv_interp:AdvInterp",
     "generalization.rlfat:RLFAT",
+    "generalization.l1_penalty:L1Penalty",
 ]
 
 

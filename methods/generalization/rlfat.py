@@ -42,8 +42,7 @@ class RLFAT(AdversarialTraining):
     Warning: no AutoAttack figure is known. PGD lies 6 points above CW in the paper's figures of T, which hints at
     masked gradients: judge it by CW and AutoAttack. Warning: a digit that is cut and swapped is often no digit any
     more, so on digits and MNIST expect clean accuracy at or below that of ``pgd_at``. Warning: at a constant eta a
-    short training with SGD may end where all logits are equal; that is what the ramp is for, which took 5 trials on
-    digits.
+    short training with SGD may end where all logits are equal; that is what the ramp is for.
 
     Args:
         variant: ``P``, built on PGD training; or ``T``, built on TRADES, which starts, in place of the default start
@@ -58,7 +57,7 @@ class RLFAT(AdversarialTraining):
     moved nothing; ``loss_in_log_classes``, the loss in units of that of equal logits.
     """
 
-    card = Card(key="rlfat", category="generalization", citation="song2020robust")
+    card = Card(key="rlfat", category="generalization", citation="song2020robust", trials={"digits": 5})
 
     def __init__(
         self,

@@ -142,6 +142,7 @@ COSTS = {
     "bilateral": (3, 2),
     "hypersphere": (3, 3),
     "rlfat": (4, 4),
+    "l1_penalty": (3, 3),
 }
 # What a method spends on held-out images beyond the selection, in three epochs.
 HELD_OUT = {"cat_curriculum": (1 + 2 * 2 + 3, 2 * 1 + 2)}  # A_0; A_1 now and as the lesson began; A_2
@@ -195,6 +196,7 @@ def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
         catalogue.get(name).card.reconstruction,
         catalogue.get(name).card.broken,
     )
+    assert card["trials"] == catalogue.get(name).card.trials.get("digits", 1)
     assert {"atbench", "torch", "pyautoattack"} <= card["versions"].keys()
     assert [line["epoch"] for line in card["history"]] == list(range(epochs))
     for file, kept in card["weights"].items():

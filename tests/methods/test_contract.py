@@ -53,6 +53,7 @@ FORWARD_BACKWARD_UPDATES = {
     "adt": (5 * K + 1, 5 * K + 1, 1),  # five samples a step
     "bilateral": (3, 2, 1),
     "hypersphere": (K + 1, K + 1, 1),
+    "l1_penalty": (K + 1, K + 1, 1),
     "rlfat": (K + 2, K + 2, K + 2),  # the attack moves the statistics, too
 }
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
