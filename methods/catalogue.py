@@ -48,6 +48,7 @@ _HOMES = [
     "variants.adv_interp:AdvInterp",
     "generalization.rlfat:RLFAT",
     "generalization.l1_penalty:L1Penalty",
+    "generalization.ccat:CCAT",
 ]
 
 

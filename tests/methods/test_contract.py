@@ -54,6 +54,7 @@ FORWARD_BACKWARD_UPDATES = {
     "bilateral": (3, 2, 1),
     "hypersphere": (K + 1, K + 1, 1),
     "l1_penalty": (K + 1, K + 1, 1),
+    "ccat": (K + 1.5, K / 2 + 1, 1),  # on half of the batch
     "rlfat": (K + 2, K + 2, K + 2),  # the attack moves the statistics, too
 }
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
@@ -73,6 +74,8 @@ SETS = {  # the images that a method's images are made of, where they are not th
     "sat_r": lambda x: torch.cat([x, x]),
     "ss_rotation": lambda x: torch.cat([x, *(torch.rot90(x, turn, (2, 3)) for turn in range(4))]),
 }
+SETS = {"sat_r": 2}  # how many images a method makes of each, where that is more than one
+ATTACKED = {"ccat": slice(12, None)}  # the rows that a method makes images of, where those are not all
 CLEAN_BEHIND = {"tla": 2}  # clean forwards behind the adversarial one, where they are more than one
 every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
@@ -86,6 +89,7 @@ WITHOUT_DRAWS = {
     "cat_customized",  # at first: no radius that softens a label
     *("sads", "atda"),  # none for their images
     "ssdrl",
+    "ccat",  # where it draws the images themselves as the start
 }
 
 
@@ -156,6 +160,7 @@ def test_adversarial_images_carry_no_graph_and_lie_in_ball_and_box(name, batch, 
     assert not adversarial.requires_grad
     assert adversarial.grad_fn is None
     origin = SETS.get(name, lambda images: images)(x.to(dtype))
+    origin = torch.cat([x.to(dtype)] * SETS.get(name, 1))[ATTACKED.get(name, slice(None))]
     assert (adversarial.dtype, adversarial.shape, step.loss.dtype) == (dtype, origin.shape, dtype)
     assert threat.distance(adversarial, origin).max() <= REACH.get(name, 1) * threat.epsilon + 1e-6
     assert adversarial.min() >= 0
