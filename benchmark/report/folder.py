@@ -80,6 +80,8 @@ def tables(summary: Summary) -> dict[str, str]:
     }
     if len(summary.recovered):  # of suites with semi-supervised methods
         frames["recovered"] = summary.recovered
+    if len(summary.rejection):  # of suites with methods that may reject
+        frames["rejection"] = summary.rejection
     found = {f"{name}.csv": markup.csv(frame, suite.note, summary.note) for name, frame in frames.items()}
     readable = {
         "leaderboard": (
@@ -93,6 +95,9 @@ def tables(summary: Summary) -> dict[str, str]:
             engines.sentence(summary.table1, "method_key", "measured_engine"),
         ),
     }
+    if len(summary.rejection):
+        title = f"{suite.title}: judged at a confidence threshold"
+        readable["rejection"] = (table.readable_rejection(summary), title, "")
     for name, (frame, title, foot) in readable.items():
         found[f"{name}.md"] = markup.markdown(frame, title, suite.track, suite.note, foot)
         found[f"{name}.tex"] = markup.latex(frame, title, suite.track, suite.note, f"tab:{name}", foot)

@@ -98,6 +98,7 @@ def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
         comparisons=_html(table.readable_comparisons(summary), "comparisons"),
         table1=_html(table.readable_table1(summary), "table1"),
         recovered=_html(table.readable_recovered(summary), "recovered") if len(summary.recovered) else None,
+        rejection=_html(table.readable_rejection(summary), "rejection") if len(summary.rejection) else None,
         stages=_html(table.readable_stages(summary), "stages") if len(summary.autoattack_stages) else None,
         alarms=sentences(summary.cards.contents),
         alarm=_html(table.readable_alarm(summary), "alarm") if len(summary.alarm) else None,

@@ -15,6 +15,7 @@ from benchmark.report.engines import with_engine
 from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderboard
 from benchmark.report.measure import judged, per_network, pooled
 from benchmark.report.recovered import recovered
+from benchmark.report.rejection import Rejecting
 from benchmark.report.survey_table import survey_table
 from benchmark.results import alarms, evidence
 from benchmark.results.cards import Cards, Suite, read_cards, read_suite
@@ -56,6 +57,7 @@ class Summary:
     costs: pd.DataFrame
     alarm: pd.DataFrame  # held-out accuracies of single-step methods: see ``benchmark.results.alarms.epochs``
     recovered: pd.DataFrame
+    rejection: pd.DataFrame  # one line per network judged at a threshold, and epsilon
     credibility: pd.DataFrame  # one line per trained network, checkpoint and check
 
     @cached_property
@@ -118,7 +120,8 @@ def summarise(folder: Path) -> Summary:
         raise BadInput(f"expected a report folder, found nothing at {folder}; run `atbench run SUITE` first")
     suite, cards = read_suite(folder), read_cards(folder)
     found = evidence.read(folder, ["fooled", "by", "engine", "carried"], may_be_empty=bool(len(cards.table)))
-    verdicts = judged(found, cards.table)
+    rejecting = Rejecting(folder)
+    verdicts = rejecting.beside(judged(found, cards.table), cards.table)
     counted = verdicts[verdicts.status != "failed"]
     figures = pooled(counted)
     networks, stages = per_network(counted), autoattack_stages(found, cards.table)
@@ -138,6 +141,7 @@ def summarise(folder: Path) -> Summary:
         costs=costs(cards.table),
         alarm=alarms.epochs(cards.contents),
         recovered=recovered(suite, cards, counted),
+        rejection=rejecting.of_cards(cards.table),
         credibility=checks,
     )
 

@@ -157,7 +157,8 @@ class CCAT(AdversarialTraining):
     def remarks(self) -> dict[str, float | str]:
         """Give the last epoch's mean of lambda, full radii and threshold; say where rejection means nothing."""
         names = ("label_share", "at_epsilon", TAU)
-        told: dict[str, float | str] = {name: self.noted(name)[-1] for name in names if self.noted(name)}
+        told: dict[str, float | str] = {"plain": "plain figures under attack are without rejection (no reject)"}
+        told |= {name: self.noted(name)[-1] for name in names if self.noted(name)}
         if any(lift < 2 for lift in self.noted(TAU_LIFT)[-1:]):
             told["threshold"] = "red: threshold near chance"
         if any(share > 0.5 for share in self.noted("label_share")[-1:]):

@@ -195,7 +195,7 @@ def test_the_held_out_attack_beats_both_of_its_starts_and_repeats():
 
 def test_a_row_says_where_rejection_means_nothing():
     made = method()
-    assert made.remarks() == {}
+    assert made.remarks() == {"plain": "plain figures under attack are without rejection (no reject)"}
     line = {"label_share": 0.7, "at_epsilon": 0.1, TAU: 0.15, TAU_LIFT: 1.5}
     made.history = [line]
     told = made.remarks()
