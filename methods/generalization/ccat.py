@@ -108,7 +108,7 @@ class CCAT(AdversarialTraining):
         logits = self(torch.cat([clean.x, attacked]))
         target = faded(other.y, share, logits)
         of_clean = self.recipe.cross_entropy(logits[:m], clean.y).sum() / max(1, m)  # a batch may be a single image
-        return (1 - phi) * of_clean + phi * soft_cross_entropy(logits[m:], target).mean()
+        return (1 - phi) * of_clean + phi * F.cross_entropy(logits[m:], target)
 
     def perturb(self, batch: Batch, objective: Objective) -> Tensor:
         """Attack all images of ``batch`` from a start whose kind is drawn."""
@@ -208,8 +208,3 @@ def faded(y: Tensor, share: Tensor, like: Tensor) -> Tensor:
     classes = like.shape[1]
     share = share.to(like)[:, None]
     return share * F.one_hot(y, classes).to(like) + (1 - share) / classes
-
-
-def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Give the cross-entropy of label distributions ``target`` ``(n, k)`` per image ``(n,)``."""
-    return -(target * logits.log_softmax(1)).sum(1)
