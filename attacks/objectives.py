@@ -55,6 +55,19 @@ def away_from_prediction(logits: Tensor) -> Tensor:
     return -(highest / highest.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1)
 
 
+def wrong_confidence_with(y: Tensor) -> Objective:
+    r"""Climb the largest probability of a wrong class, :math:`\max_{k \ne y} p_k`: find confident errors.
+
+    Its logarithm, which has the same order and gradients of the same direction, and keeps both where the probability
+    rounds to 0 or to 1. Source: Stutz et al., ICML 2020, arXiv:1910.06259, equation 7.
+    """
+
+    def confidence(logits: Tensor) -> Tensor:
+        return logits.log_softmax(1).scatter(1, _plain(y)[:, None], -torch.inf).amax(1)
+
+    return confidence
+
+
 def dlr_with(y: Tensor) -> Objective:
     r"""Climb the difference of logits ratio, free of shift and scale.
 

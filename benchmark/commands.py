@@ -21,10 +21,12 @@ from benchmark.experiment import Experiment, plan
 from benchmark.loggers import check as check_loggers
 from benchmark.names import check_names
 from benchmark.references import references, with_teachers
+from benchmark.rejection import evaluation_of
 from benchmark.results import manifest
 from benchmark.results.alarms import sentences
 from benchmark.results.cards import read_cards
 from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path
+from benchmark.results.rejection import CONFIDENCE
 from benchmark.results.rows import method_of
 from benchmark.runner import Outcome, workers
 from benchmark.runner import run as run_tasks
@@ -283,7 +285,7 @@ def _unfinished(
     experiment: Experiment, suite: Suite, places: Places, tests: Mapping[int, int], depth: Depth
 ) -> list[Task]:
     """List what is left to do: the training, each attack of which a part is missing, and the probes."""
-    settings = suite.evaluation
+    settings = evaluation_of(experiment, suite.evaluation)
     trained = (places.checkpoints / experiment.name / CARD).is_file()
     tasks = [] if trained and _card_is_kept(experiment, places) else [Task(experiment)]
     missing: set[str] = set()
@@ -294,8 +296,8 @@ def _unfinished(
             # Verdicts without the weights they were measured on are looked at again by a task, which knows the weights.
             if not trained or len(parts) < expected_parts(settings, job.attack, tests[experiment.fold]):
                 missing.add(job.attack)
-    dear = [name for name in settings.attacks if name in RANKING_ONLY]
-    cheap = ["clean", *(name for name in settings.attacks if name not in RANKING_ONLY)]
+    dear = [name for name in settings.attacks if name in (*RANKING_ONLY, CONFIDENCE)]
+    cheap = ["clean", *(name for name in settings.attacks if name not in dear)]
     for attacks in (cheap, *([name] for name in dear)):  # a task of its own for each dear attack
         left = tuple(name for name in attacks if name in missing)
         tasks += [Task(experiment, left)] if left else []

@@ -22,7 +22,9 @@ from benchmark import pictures
 from benchmark.data import Images
 from benchmark.fixed_steps import Attacked, Subject, Tell, cw20, pgd20, pgd20_any, row, with_shared_cost
 from benchmark.journal import Journal
+from benchmark.rejection import confidence
 from benchmark.results import evidence
+from benchmark.results.rejection import CONFIDENCE
 from benchmark.results.unseen import AUTOATTACK_ELSEWHERE
 from benchmark.storage import write_text
 from benchmark.strong_attacks import (
@@ -62,6 +64,7 @@ ATTACKS: dict[str, Attack] = {
     "autoattack_rand": autoattack_rand,
     "autoattack_custom": autoattack_custom,
     "quick": quick,
+    CONFIDENCE: confidence,
 }
 ON_SLOTS = (
     *RANKING_ONLY,
@@ -189,6 +192,8 @@ def jobs(settings: Evaluation, *, ranked: bool, among: Collection[str] = ATTACKS
             if settings.row is None:
                 raise BadInput("the attack row is what evaluation.row says, but this suite has none: it is for recipes")
             yield from [Job(attack, float(settings.row.epsilon))] if ranked else []
+        elif attack == CONFIDENCE:  # as dear as AutoAttack
+            yield from (Job(attack, float(epsilon)) for epsilon in settings.epsilons if ranked)
         elif attack not in RANKING_ONLY:
             yield from (Job(attack, float(epsilon)) for epsilon in settings.epsilons)
         elif ranked:
@@ -215,7 +220,8 @@ def _verdicts(
     _check_moved(subject.threat, attacked.adversarial, x, job)
     # An image that is wrong as it stands is its own adversarial image, even if an attack moved it back to its class.
     wrong = clean != y
-    logits = pictures.ask(network, torch.where(wrong[:, None, None, None], x, attacked.adversarial), size)
+    kept = wrong & (job.attack != CONFIDENCE)  # which sees to that itself: a misread image may have been refused
+    logits = pictures.ask(network, torch.where(kept[:, None, None, None], x, attacked.adversarial), size)
     fooled = logits.argmax(1) != y.cpu()
     frame = pd.DataFrame(
         {

@@ -9,13 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from benchmark.data import load
+from benchmark.data import Images, load
 from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.evaluation import Job, evaluate, part_size
 from benchmark.experiment import Experiment
 from benchmark.ranks import train_on_ranks
+from benchmark.rejection import evaluation_of, keep_threshold
 from benchmark.results.evidence import card_path, evidence_folder, failure_path
+from benchmark.results.rejection import CONFIDENCE, threshold_path
 from benchmark.storage import load_weights, locked, read_yaml, sha256, write_yaml
 from benchmark.suite import Evaluation
 from benchmark.training import CARD, train
@@ -73,6 +75,7 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
         (folder / "failure.txt").unlink(missing_ok=True)
         return
     experiment, card = task.experiment, read_yaml(folder / CARD)
+    settings = evaluation_of(experiment, settings)
     test = load(experiment.dataset.name, places.data_root, fold=experiment.fold, code=experiment.dataset.code).test
     for checkpoint in settings.checkpoints:
         path = folder / f"{checkpoint}.safetensors"
@@ -87,6 +90,9 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
             norm=experiment.threat.norm,
             path=path,
         )
+        if CONFIDENCE in task.attacks and checkpoint == settings.ranked_checkpoint:
+            place = threshold_path(places.report, experiment.name, checkpoint)
+            keep_threshold(place, network, _held_out(experiment, places), settings.batch_size)
         evaluate(
             network,
             test,
@@ -97,6 +103,19 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
             place=partial(_place, places.report, experiment.name, checkpoint),
             tell=tell,
         )
+
+
+def _held_out(experiment: Experiment, places: Places) -> Images:
+    """Load the training images that an experiment held out, as they are."""
+    data = experiment.dataset
+    return load(
+        data.name,
+        places.data_root,
+        fold=experiment.fold,
+        train_images=data.train_images,
+        validation_images=data.validation_images,
+        code=data.code,
+    ).validation
 
 
 def _train(experiment: Experiment, folder: Path, places: Places, tell: Tell) -> dict[str, Any]:

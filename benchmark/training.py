@@ -225,7 +225,7 @@ def _finish(
         "weights": kept,
         "catastrophic_overfitting": catastrophic_overfitting(method.history),
         "label_leaking": label_leaking(method.history),
-        "trials": 1,
+        "trials": method.card.trials.get(experiment.dataset.name, 1),
         "versions": versions(),
         "history": method.history,
     }

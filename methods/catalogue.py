@@ -50,6 +50,9 @@ _HOMES = [
     "variants.adv_interp:AdvInterp",
     "generalization.msd:MSD",
     "generalization.avg_max:AvgMax",
+    "generalization.rlfat:RLFAT",
+    "generalization.l1_penalty:L1Penalty",
+    "generalization.ccat:CCAT",
 ]
 
 

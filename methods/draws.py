@@ -53,9 +53,11 @@ class Draws:
         generator = self._generator("integers of all ranks" if of_all_ranks else "integers", like.device, of_all_ranks)
         return torch.randint(high, _shape(like, shape), generator=generator, device=like.device)
 
-    def permutation(self, size: int, like: Tensor) -> Tensor:
-        """Draw an order of 0..size-1, int64 ``(size,)``."""
-        return torch.randperm(size, generator=self._generator("permutation", like.device), device=like.device)
+    def permutation(self, size: int, like: Tensor, *, of_all_ranks: bool = False) -> Tensor:
+        """Draw an order of 0..size-1, int64 ``(size,)``; ``of_all_ranks`` gives every device the same."""
+        kind = "permutation of all ranks" if of_all_ranks else "permutation"
+        generator = self._generator(kind, like.device, of_all_ranks)
+        return torch.randperm(size, generator=generator, device=like.device)
 
     def bernoulli(self, probability: float, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Draw 1 with ``probability``, else 0, in the dtype of ``like``."""

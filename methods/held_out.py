@@ -89,11 +89,25 @@ class HeldOut(pl.LightningModule):
         mine = torch.stack(self._held_out).sum(0) if self._held_out else torch.zeros(3 + len(names), dtype=torch.int64)
         counts = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum")
         robust, clean, images, *alarm = (int(count) for count in counts)
-        self.held_out_score = Score(robust=robust / images, clean=clean / images)
+        score, more = self.score_held_out(Score(robust=robust / images, clean=clean / images))
+        self.held_out_score = score
         self.held_out_alarm = {name: count / images for name, count in zip(names, alarm, strict=True)}
-        self.held_out_means = self._means(images)
+        self.held_out_means = self._means(images) | more
         beside = {**self.held_out_alarm, **self.held_out_means}
-        self.log_dict({"held_out_robust": robust / images, "held_out_clean": clean / images, **beside})
+        self.log_dict({"held_out_robust": score.robust, "held_out_clean": score.clean, **beside})
+
+    def score_held_out(self, score: Score) -> tuple[Score, dict[str, float]]:
+        """Turn accuracies over all held-out images into what the epoch is chosen by, and more numbers for history."""
+        return score, {}
+
+    def of_all_held_out(self, rows: list[Tensor]) -> Tensor:
+        """Put together what each device kept of its held-out images, ``(n, ...)``; all of them must come here."""
+        mine = torch.cat(rows).cpu() if rows else None
+        if self._ranks() == 1:
+            return torch.cat(rows)
+        every: list[Tensor | None] = [None] * self._ranks()
+        torch.distributed.all_gather_object(every, mine)
+        return torch.cat([part for part in every if part is not None])
 
     def _means(self, images: int) -> dict[str, float]:
         if not self.held_out_measures:

@@ -1,6 +1,7 @@
 """The records that methods are made of and hand over: who a method is, a batch, what a step made."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ class Card:
             says so beside its name.
         broken: what AutoAttack, or a strong attack before it, is known to leave, as one short sentence with the figure,
             its setting and whose it is; empty where the method holds or nothing is known.
+        trials: how many settings were tried on validation images of a data set, by its name, before the defaults stood;
+            one where it is not named.
     """
 
     key: str
@@ -40,6 +43,7 @@ class Card:
     comparison: Literal["A", "B", "C", "D", "E", "F"] = "A"
     reconstruction: bool = False
     broken: str = ""
+    trials: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 class Batch(NamedTuple):

@@ -36,7 +36,7 @@ class ScriptedDraws:
     def integers(self, high, like, shape=None, **_):
         return torch.zeros(like.shape if shape is None else shape, dtype=torch.int64, device=like.device)
 
-    def permutation(self, size, like):
+    def permutation(self, size, like, **_):
         return torch.arange(size, device=like.device)
 
     def beta(self, a, b, like, shape=None):

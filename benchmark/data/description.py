@@ -8,7 +8,7 @@ from typing import Any, Literal
 from benchmark.data.augment import Style
 from benchmark.errors import BadInput
 
-Augmentation = Literal["none", "crop4", "crop4+flip", "crop2+flip", "crop4-reflect+flip"]
+Augmentation = Literal["none", "flip", "crop4", "crop4+flip", "crop2+flip", "crop4-reflect+flip"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Description:
     Args:
         mean, std: per channel over the training images, in [0, 1] pixel units.
         augmentation: "crop4" pads 4 zeros and crops at random, "crop4-reflect" pads by mirroring, "crop2" pads 2 zeros;
-            with "+flip" half of the images are mirrored as well; "none" where published recipes for adversarial
-            training leave the images as they are.
+            with "+flip" half of the images are mirrored as well, with "flip" they are but mirrored; "none" where
+            published recipes for adversarial training leave the images as they are.
         extra_from: training images numbered from here on are extra ones, which some methods use without their labels;
             None for a set without.
         readable: whether :func:`benchmark.data.load` can read it; some are only described, for published recipes.

@@ -83,6 +83,8 @@ def tables(summary: Summary) -> dict[str, str]:
         frames["unseen"] = summary.unseen
     if len(summary.recovered):  # of suites with semi-supervised methods
         frames["recovered"] = summary.recovered
+    if len(summary.rejection):  # of suites with methods that may reject
+        frames["rejection"] = summary.rejection
     found = {f"{name}.csv": markup.csv(frame, suite.note, summary.note) for name, frame in frames.items()}
     readable = {
         "leaderboard": (
@@ -98,6 +100,9 @@ def tables(summary: Summary) -> dict[str, str]:
     }
     if len(summary.unseen):
         readable["unseen"] = (table.readable_unseen(summary), f"{suite.title}: attacks not trained on", unseen.FOOT)
+    if len(summary.rejection):
+        title = f"{suite.title}: judged at a confidence threshold"
+        readable["rejection"] = (table.readable_rejection(summary), title, "")
     for name, (frame, title, foot) in readable.items():
         found[f"{name}.md"] = markup.markdown(frame, title, suite.track, suite.note, foot)
         found[f"{name}.tex"] = markup.latex(frame, title, suite.track, suite.note, f"tab:{name}", foot)

@@ -102,6 +102,7 @@ def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
         recovered=_html(table.readable_recovered(summary), "recovered") if len(summary.recovered) else None,
         unseen=_html(table.readable_unseen(summary), "unseen") if len(summary.unseen) else None,
         unseen_foot=unseen.FOOT,
+        rejection=_html(table.readable_rejection(summary), "rejection") if len(summary.rejection) else None,
         stages=_html(table.readable_stages(summary), "stages") if len(summary.autoattack_stages) else None,
         alarms=sentences(summary.cards.contents),
         alarm=_html(table.readable_alarm(summary), "alarm") if len(summary.alarm) else None,

@@ -15,6 +15,7 @@ from benchmark.report.engines import with_engine
 from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderboard
 from benchmark.report.measure import judged, per_network, pooled
 from benchmark.report.recovered import recovered
+from benchmark.report.rejection import Rejecting
 from benchmark.report.survey_table import survey_table
 from benchmark.report.unseen import unseen
 from benchmark.results import alarms, evidence
@@ -58,6 +59,7 @@ class Summary:
     alarm: pd.DataFrame  # held-out accuracies of single-step methods: see ``benchmark.results.alarms.epochs``
     recovered: pd.DataFrame
     unseen: pd.DataFrame
+    rejection: pd.DataFrame  # one line per network judged at a threshold, and epsilon
     credibility: pd.DataFrame  # one line per trained network, checkpoint and check
 
     @cached_property
@@ -120,7 +122,8 @@ def summarise(folder: Path) -> Summary:
         raise BadInput(f"expected a report folder, found nothing at {folder}; run `atbench run SUITE` first")
     suite, cards = read_suite(folder), read_cards(folder)
     found = evidence.read(folder, ["fooled", "by", "engine", "carried"], may_be_empty=bool(len(cards.table)))
-    verdicts = judged(found, cards.table)
+    rejecting = Rejecting(folder)
+    verdicts = rejecting.beside(judged(found, cards.table), cards.table)
     counted = verdicts[verdicts.status != "failed"]
     figures = pooled(counted)
     networks, stages = per_network(counted), autoattack_stages(found, cards.table)
@@ -141,6 +144,7 @@ def summarise(folder: Path) -> Summary:
         alarm=alarms.epochs(cards.contents),
         recovered=recovered(suite, cards, counted),
         unseen=unseen(suite, cards.table, counted),
+        rejection=rejecting.of_cards(cards.table),
         credibility=checks,
     )
 

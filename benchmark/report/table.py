@@ -271,6 +271,36 @@ def _points(line: dict, name: str) -> str:
     return f"{100 * line[name]:+.1f} [{100 * line[f'{name}_low']:+.1f}, {100 * line[f'{name}_high']:+.1f}]"
 
 
+def readable_rejection(summary: Summary) -> pd.DataFrame:
+    """Return what methods that may reject reach at their threshold, as strings, rates in percent."""
+    folds = summary.rejection.fold.nunique() > 1
+    columns = {
+        "method": lambda line: summary.named(line["method"]),
+        "seed": lambda line: str(line["seed"]),
+        **({"fold": lambda line: str(line["fold"])} if folds else {}),
+        "checkpoint": lambda line: line["checkpoint"],
+        "epsilon": lambda line: epsilon_text(line["epsilon"]),
+        "tau": lambda line: f"{line['tau']:.3f} (of {line['tau_right']} right answers)",
+        "accepted of right clean images": lambda line: (
+            f"{_percent(line['true_positive_rate'])} (meant: {100 * line['true_positives']:.0f})"
+        ),
+        "clean error": lambda line: _percent(line["clean_error"]),
+        "robust error": lambda line: _percent(line["robust_error"]),
+        "false positives": lambda line: _percent(line["false_positive_rate"]),
+        "AUC": lambda line: _number(line["auc"], ".3f"),
+        "accepted": lambda line: f"{line['accepted']} of {line['images']}",
+        "no reject: PGD-20": lambda line: _percent(line["no_reject_pgd20"]),
+        "no reject: CW-20": lambda line: _percent(line["no_reject_cw20"]),
+        "no reject: AutoAttack": lambda line: _percent(line["no_reject_autoattack"]),
+        "mark": lambda line: line["mark"],
+    }
+    return _strings(summary.rejection, columns)
+
+
+def _percent(share: float) -> str:
+    return "" if _absent(share) else f"{100 * share:.1f}"
+
+
 def _end(summary: Summary, reference: str) -> Callable:
     def make(line: dict) -> str:
         name = summary.marked(line[reference], line["checkpoint"], line["epsilon"])

@@ -1,1 +1,1 @@
-"""Methods that are to hold against attacks they were not trained on."""
+"""Methods that generalise better: to clean images, or to attacks, norms and radii that training has not seen."""

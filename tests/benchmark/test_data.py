@@ -425,7 +425,8 @@ def test_test_images_come_in_order():
 
 
 @pytest.mark.parametrize(
-    ("name", "padding", "reflect"), [("crop2+flip", 2, False), ("crop4-reflect+flip", 4, True), ("crop4", 4, False)]
+    ("name", "padding", "reflect"),
+    [("crop2+flip", 2, False), ("crop4-reflect+flip", 4, True), ("crop4", 4, False), ("flip", 0, False)],
 )
 def test_a_recipe_may_move_images_in_another_way(name, padding, reflect):
     style = replace(COLOUR, augmentation=name).moves

@@ -145,6 +145,9 @@ COSTS = {
     "hypersphere": (3, 3),
     "msd": (9, 3),
     "avg_max": (10, 7),
+    "rlfat": (4, 4),
+    "l1_penalty": (3, 3),
+    "ccat": (3.5, 2),
 }
 # What a method spends on held-out images beyond the selection, in three epochs.
 HELD_OUT = {"cat_curriculum": (1 + 2 * 2 + 3, 2 * 1 + 2)}  # A_0; A_1 now and as the lesson began; A_2
@@ -185,6 +188,8 @@ def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
         selection = (1 + 3 * 11, 3 * 10)
     if name == "mma":  # two steps and eleven questions where the boundary lies
         selection = (selection[0] + 2 + 11, selection[1] + 2)
+    if name == "ccat":  # its own attack from two starts
+        selection = (1 + 2 * 21 + 1, 2 * 10)
     more = HELD_OUT.get(name, (0, 0))
     selection = (selection[0] + more[0] / 3, selection[1] + more[1] / 3)
     assert (card["selection_forward_passes"], card["selection_backward_passes"]) == pytest.approx(
@@ -200,6 +205,7 @@ def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
         catalogue.get(name).card.reconstruction,
         catalogue.get(name).card.broken,
     )
+    assert card["trials"] == catalogue.get(name).card.trials.get("digits", 1)
     assert {"atbench", "torch", "pyautoattack"} <= card["versions"].keys()
     assert [line["epoch"] for line in card["history"]] == list(range(epochs))
     for file, kept in card["weights"].items():

@@ -57,6 +57,9 @@ FORWARD_BACKWARD_UPDATES = {
     "hypersphere": (K + 1, K + 1, 1),
     "msd": (4 * K + 1, K + 1, 4 * K + 1),  # three candidates a step
     "avg_max": (3 * K + 3 + 1, 3 * K + 1, 1),  # the last three choose the worst
+    "l1_penalty": (K + 1, K + 1, 1),
+    "ccat": (K + 1.5, K / 2 + 1, 1),  # on half of the batch
+    "rlfat": (K + 2, K + 2, K + 2),  # the attack moves the statistics, too
 }
 ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
 EXACT = {  # settings with which the passes do not depend on the images
@@ -77,6 +80,8 @@ SETS = {  # the images that a method's images are made of, where they are not th
     "msd": 1 / EPSILON,  # anywhere in the range: in L1 a pixel may go all the way
     "avg_max": 1 / EPSILON,
 }
+SETS = {"sat_r": 2}  # how many images a method makes of each, where that is more than one
+ATTACKED = {"ccat": slice(12, None)}  # the rows that a method makes images of, where those are not all
 CLEAN_BEHIND = {"tla": 2}  # clean forwards behind the adversarial one, where they are more than one
 every_method = pytest.mark.parametrize("name", catalogue.names())
 INTERLEAVED = {
@@ -92,6 +97,7 @@ WITHOUT_DRAWS = {
     *("sads", "atda"),  # none for their images
     "ssdrl",
     "msd",  # where no image takes a step in L1
+    "ccat",  # where it draws the images themselves as the start
 }
 
 
@@ -162,6 +168,7 @@ def test_adversarial_images_carry_no_graph_and_lie_in_ball_and_box(name, batch, 
     assert not adversarial.requires_grad
     assert adversarial.grad_fn is None
     origin = SETS.get(name, lambda images: images)(x.to(dtype))
+    origin = torch.cat([x.to(dtype)] * SETS.get(name, 1))[ATTACKED.get(name, slice(None))]
     assert (adversarial.dtype, adversarial.shape, step.loss.dtype) == (dtype, origin.shape, dtype)
     assert threat.distance(adversarial, origin).max() <= REACH.get(name, 1) * threat.epsilon + 1e-6
     assert adversarial.min() >= 0
