@@ -27,6 +27,7 @@ def pgd(
     patience: int | Tensor = 1,
     stationary: Callable[[Tensor, Tensor], Tensor] | None = None,
     jitter: Callable[[Tensor], Tensor] | None = None,
+    momentum: float = 0.0,
     whole_batch: bool = False,
 ) -> Tensor:
     r"""Climb ``objective`` from ``start`` within ``threat``: repeat :math:`x \gets \Pi(x + \alpha\, s(\nabla\ell))`.
@@ -48,13 +49,16 @@ def pgd(
             gradient again.
         jitter: called before each step with the mask ``(n,)`` of the images that take it; the noise that it gives, like
             ``x``, is added to the step before the projection. The caller draws it, too.
+        momentum: step along the sum of the gradients so far, each divided by its L1 length, the sum times this before
+            each is added; 0 steps along the gradient itself.
         whole_batch: send images that have stopped through the network all the same, so that every forward has one shape
             (logits depend on it in the last bits). In train mode this is always so: batch statistics need them all.
 
     Returns:
         images like ``x``, without a graph.
     Source: Madry et al., ICLR 2018, arXiv:1706.06083; ``keep="best"`` as in MadryLab/robustness; ``until`` as the early
-    stop of Zhang et al., ICML 2020, arXiv:2002.11242; ``stationary`` as in Wang et al., ICML 2019, arXiv:2112.08304.
+    stop of Zhang et al., ICML 2020, arXiv:2002.11242; ``stationary`` as in Wang et al., ICML 2019, arXiv:2112.08304;
+    ``momentum`` as in Dong et al., CVPR 2018, arXiv:1710.06081.
     """
     adversarial = start.detach().clone()
     alpha = per_image(step_size, x) if isinstance(step_size, Tensor) else step_size
@@ -63,7 +67,7 @@ def pgd(
     rows: Tensor | slice = slice(None)  # of the images that go through the network
     stopping = until is not None or stationary is not None
     droppable = stopping and not (whole_batch or any(module.training for module in network.modules()))
-    logits, gradient = x.new_empty(0), x.new_empty(0)
+    logits, gradient, velocity = x.new_empty(0), x.new_empty(0), torch.zeros_like(x)
     best, best_value = adversarial, torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
     for _ in range(steps):
         point = adversarial[rows].requires_grad_()
@@ -84,7 +88,10 @@ def pgd(
             moving = moving & ~stationary(adversarial, gradient)
             if not moving.any():
                 break
-        moved = adversarial + alpha * threat.direction(gradient)
+        if momentum:
+            length = gradient.abs().flatten(1).sum(1).clamp(min=1e-12)
+            velocity = momentum * velocity + gradient / per_image(length, gradient)
+        moved = adversarial + alpha * threat.direction(velocity if momentum else gradient)
         moved = threat.project(moved if jitter is None else moved + jitter(moving), x, radius).detach()
         logits = logits.detach()
         if stopping:

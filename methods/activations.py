@@ -24,6 +24,19 @@ _NAMES = (
 _FUNCTIONS = frozenset(name + ending for name in _NAMES for ending in ("", "_"))  # those with _ write into their input
 
 
+def swap_activations(network: nn.Module, kind: type[nn.Module], make: Callable[[], nn.Module]) -> int:
+    """Put a module that ``make`` gives in the place of each of ``kind`` in ``network``; returns how many there were."""
+    found = [
+        (parent, name)
+        for parent in list(network.modules())
+        for name, child in parent.named_children()
+        if isinstance(child, kind)
+    ]
+    for parent, name in found:
+        setattr(parent, name, make())
+    return len(found)
+
+
 class ActivationCall(NamedTuple):
     """One call of an activation module: its name, and the shape of what it gave for each image, channels first."""
 
@@ -83,6 +96,11 @@ def every_activation(network: nn.Module) -> Iterator[list[ActivationCall]]:
             handle.remove()
 
 
+def is_activation(function: Any) -> bool:
+    """Tell whether a function of PyTorch is a non-linearity, as a module calls it or as a network does itself."""
+    return getattr(function, "__name__", "") in _FUNCTIONS
+
+
 class _Functions(TorchFunctionMode):
     """Refuses functions of PyTorch that are non-linearities, unless an activation module calls them."""
 
@@ -92,7 +110,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        if name in _FUNCTIONS and not self.inside:
+        if is_activation(function) and not self.inside:
             raise BadInput(
                 f"{self.network} calls {name} as a function, where nothing can be put behind it: make it a module of "
                 "torch.nn, such as nn.ReLU, and call that"

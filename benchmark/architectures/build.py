@@ -22,6 +22,7 @@ from benchmark.architectures.small_cnn import small_cnn
 from benchmark.architectures.torchvision_models import PREFIX, torchvision_model
 from benchmark.architectures.wide_resnet import depth_and_width, wrn
 from benchmark.errors import BadInput
+from methods.activations import swap_activations
 
 Builder = Callable[..., nn.Module]
 
@@ -97,7 +98,7 @@ def build(
         body = builder(classes=classes, channels=channels, size=size, **fixed, **settings)
     if activation != "relu":
         one_of("activation", activation, ["relu", *_ACTIVATIONS])
-        _swap_activations(body, _ACTIVATIONS[activation])
+        swap_activations(body, nn.ReLU, _ACTIVATIONS[activation])
     layers = OrderedDict(body=body)
     if isinstance(normalise, str):
         one_of("normalise", normalise, ("data", "none", "per_image"))
@@ -127,13 +128,6 @@ def _find(name: str) -> tuple[Builder, dict[str, int]]:
             f"any torchvision classifier works as {PREFIX}<name>, such as {PREFIX}resnet18"
         )
     return _BUILDERS[name], {}
-
-
-def _swap_activations(body: nn.Module, make: Callable[[], nn.Module]) -> None:
-    for parent in list(body.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.ReLU):
-                setattr(parent, name, make())
 
 
 def _check_settings(name: str, builder: Builder, fixed: dict[str, int], settings: dict[str, Any]) -> None:
