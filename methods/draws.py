@@ -45,6 +45,12 @@ class Draws:
         generator = self._generator("integers", like.device)
         return torch.randint(high, _shape(like, shape), generator=generator, device=like.device)
 
+    def shared_integer(self, high: int) -> int:
+        """Draw a whole number 0..high-1 that is the same on all devices, which share a step."""
+        self._drawn["shared"] += 1
+        epoch, step, _ = self._moment
+        return key(self.seed, epoch, step, "shared", self._drawn["shared"]) % high
+
     def permutation(self, size: int, like: Tensor) -> Tensor:
         """Draw an order of 0..size-1, int64 ``(size,)``."""
         return torch.randperm(size, generator=self._generator("permutation", like.device), device=like.device)

@@ -29,6 +29,12 @@ class ScriptedDraws:
     def uniform(self, like, shape=None):
         return _cut(self._uniform, like, shape)
 
+    def bernoulli(self, probability, like, shape=None):
+        return ((_cut(self._uniform, like, shape) + 1) / 2 < probability).to(like)
+
+    def shared_integer(self, high):
+        return 0
+
     def permutation(self, size, like):
         return torch.arange(size, device=like.device)
 
