@@ -4,7 +4,7 @@ Every attack leaves one verdict per test image. An image that is misclassified a
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -49,7 +49,8 @@ def cw_l2(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
     return with_shared_cost(adversarial, "cw_l2", passes)
 
 
-ATTACKS: dict[str, Callable[[Subject, Tensor, Tensor, Tensor], Attacked]] = {
+Attack = Callable[[Subject, Tensor, Tensor, Tensor], Attacked]
+ATTACKS: dict[str, Attack] = {
     "pgd20": pgd20,
     "pgd20_any": pgd20_any,
     "cw20": cw20,
@@ -72,6 +73,7 @@ def evaluate(
     *,
     ranked: bool = True,
     attacks: Collection[str] | None = None,
+    own: Mapping[str, Attack] | None = None,
     place: Callable[[Job], Path] | None = None,
     tell: Tell | None = None,
 ) -> pd.DataFrame:
@@ -83,6 +85,7 @@ def evaluate(
         threat: norm and pixel range; its radius is replaced by those of ``settings``.
         ranked: whether this is the checkpoint that is ranked; AutoAttack runs on no other.
         attacks: only these, of ``settings.attacks`` and ``clean``.
+        own: attacks of the caller's, by names that the settings may name beside those of :data:`ATTACKS`.
         place: the folder for the verdicts of a job. Parts that lie there are not attacked again, new ones are written
             as they are finished, with their pictures where the settings save them; without it everything stays in
             memory.
@@ -95,7 +98,9 @@ def evaluate(
     """
     chosen = images.take(torch.arange(min(len(images), settings.images or len(images)), device=images.labels.device))
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    todo = [job for job in jobs(settings, ranked=ranked) if attacks is None or job.attack in attacks]
+    known_attacks = ATTACKS if own is None else {**ATTACKS, **own}
+    planned = jobs(settings, ranked=ranked, among=known_attacks)
+    todo = [job for job in planned if attacks is None or job.attack in attacks]
     size = min(settings.batch_size, len(chosen))
     batches = {job: torch.arange(len(chosen)).split(part_size(settings, job.attack)) for job in todo}
     frames, done, total = [], 0, sum(map(len, batches.values()))
@@ -122,7 +127,8 @@ def evaluate(
                 unfinished = None if folder is None else folder / name
                 subject = Subject(network, threat.at(job.epsilon), settings, telling, unfinished)
                 nobody = carried.head(0), list[str](), left.pixels()
-                attacked, log, moved = _verdicts(subject, left, job, size) if len(left) else nobody
+                attack = known_attacks.get(job.attack, _no_attack)
+                attacked, log, moved = _verdicts(subject, left, job, attack, size) if len(left) else nobody
                 frame = attacked if carried.empty else joined(carried, attacked, batch.index.tolist())
                 known.note(job, number, frame)
                 frames.append(frame)
@@ -159,12 +165,12 @@ def part_size(settings: Evaluation, attack: str) -> int:
     return max(settings.batch_size, PART) if attack in ON_SLOTS and not official else settings.batch_size
 
 
-def jobs(settings: Evaluation, *, ranked: bool) -> Iterator[Job]:
+def jobs(settings: Evaluation, *, ranked: bool, among: Collection[str] = ATTACKS) -> Iterator[Job]:
     """List what the protocol asks for: clean accuracy first, then each attack from the smallest radius up.
 
     AutoAttack comes in the order of its sweep: :func:`benchmark.sweep.radii`.
     """
-    unknown = [name for name in settings.attacks if name not in ATTACKS]
+    unknown = [name for name in settings.attacks if name not in among]
     if unknown:
         raise BadInput(f"there is no attack {unknown[0]!r}: evaluation.attacks takes {', '.join(ATTACKS)}")
     if settings.sweep == "descending" and "autoattack_rand" in settings.attacks:
@@ -184,7 +190,9 @@ def jobs(settings: Evaluation, *, ranked: bool) -> Iterator[Job]:
             yield from (Job(attack, epsilon) for epsilon in radii(settings))
 
 
-def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd.DataFrame, list[str], Tensor]:
+def _verdicts(
+    subject: Subject, images: Images, job: Job, attack: Attack, size: int
+) -> tuple[pd.DataFrame, list[str], Tensor]:
     """Attack one batch, padded to ``size`` so that every batch has one shape: logits depend on it in the last bits.
 
     Returns the verdicts, the attack's log, and what it made of the images.
@@ -198,7 +206,7 @@ def _verdicts(subject: Subject, images: Images, job: Job, size: int) -> tuple[pd
     logits = pictures.ask(network, x, size)
     check_logits(logits, x, y)
     clean = logits.argmax(1).to(x.device)
-    attacked = _no_attack(network, x) if job.attack == "clean" else ATTACKS[job.attack](subject, x, y, padded.index)
+    attacked = attack(subject, x, y, padded.index)
     _check_moved(subject.threat, attacked.adversarial, x, job)
     # An image that is wrong as it stands is its own adversarial image, even if an attack moved it back to its class.
     wrong = clean != y
@@ -244,8 +252,8 @@ def _within(tell: Tell, what: str, done: int, total: int) -> Tell:
     return within
 
 
-def _no_attack(network: nn.Module, x: Tensor) -> Attacked:
-    return with_shared_cost(x, "clean", Passes(forward=len(x) * len(networks_in(network))))
+def _no_attack(subject: Subject, x: Tensor, y: Tensor, index: Tensor) -> Attacked:
+    return with_shared_cost(x, "clean", Passes(forward=len(x) * len(networks_in(subject.network))))
 
 
 def _check_moved(threat: ThreatModel, adversarial: Tensor, x: Tensor, job: Job) -> None:

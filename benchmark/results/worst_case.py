@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from benchmark.results.surrogate import SURROGATE
+
 WORST_CASE = "worst_case"
 DEVELOPMENT = ("quick",)  # attacks that no ranking rests on, so that no worst case does
 
@@ -12,7 +14,8 @@ def with_worst_case(verdicts: pd.DataFrame) -> pd.DataFrame:
     An image is fooled at epsilon when ANY attack fools it at any smaller or equal epsilon, clean (0) included, so the
     worst case can never rise with epsilon. It speaks of those images that every attack begun on the model has judged;
     a run half way would otherwise look robust on the images that its strongest attack has not reached. Development
-    attacks have no part in it. An image's worst case is carried where a verdict of this very epsilon is.
+    attacks and pictures of a surrogate have no part in it. An image's worst case is carried where a verdict of this
+    very epsilon is.
 
     Args:
         verdicts: columns experiment, checkpoint, attack, epsilon (pixel units), index, fooled, carried.
@@ -24,7 +27,7 @@ def with_worst_case(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_one_model(model: pd.DataFrame) -> list[pd.DataFrame]:
-    model = model[~model.attack.isin(DEVELOPMENT)]
+    model = model[~model.attack.isin((*DEVELOPMENT, *SURROGATE))]
     attacks = model.groupby(["attack", "epsilon"], observed=True).ngroups
     complete = model.groupby("index").size() == attacks
     judged = model[model["index"].map(complete).to_numpy(dtype=bool)]
