@@ -82,9 +82,8 @@ def test_a_surrogate_is_natural_training_with_the_suites_other_seeds_then_with_f
             assert [other.seed for other in found] == expected[one.seed]
         assert {other.method for other in found} == {"natural"}
         assert one.seed not in [other.seed for other in found]
-    natural = {
-        one.seed: one.name for one in plan(suite.load("digits-common", changes | {"methods": {"natural": None}}))
-    }
+    rows = plan(suite.load("digits-common", changes | {"methods": {"natural": None}}))
+    natural = {one.seed: one.name for one in rows}
     assert all(other.name == natural.get(other.seed, other.name) for other in found)  # trained once, for both
 
 
@@ -93,9 +92,8 @@ def test_a_run_shows_them_to_ensembles_and_ranks_by_none_of_them(atbench, tmp_pa
     sets = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     command = ["run", "digits-common", "--methods", "natural", "gal", "--output", "report", *sets]
     assert atbench(*command) == 0
-    cards = {
-        read_yaml(path)["experiment"]: read_yaml(path) for path in (tmp_path / "report/experiments").glob("*.yaml")
-    }
+    every = [read_yaml(path) for path in (tmp_path / "report/experiments").glob("*.yaml")]
+    cards = {card["experiment"]: card for card in every}
     assert sorted(card["method"] for card in cards.values()) == ["gal", "natural"]
     assert len(list((tmp_path / "checkpoints").glob("natural-*"))) == 2  # the surrogate is no row
     found = evidence.read(tmp_path / "report", ["fooled", "carried"])
