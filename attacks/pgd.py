@@ -28,6 +28,7 @@ def pgd(
     stationary: Callable[[Tensor, Tensor], Tensor] | None = None,
     jitter: Callable[[Tensor], Tensor] | None = None,
     move: Callable[[Tensor, Tensor], Tensor] | None = None,
+    momentum: float = 0.0,
     whole_batch: bool = False,
 ) -> Tensor:
     r"""Climb ``objective`` from ``start`` within ``threat``: repeat :math:`x \gets \Pi(x + \alpha\, s(\nabla\ell))`.
@@ -51,13 +52,16 @@ def pgd(
             ``x``, is added to the step before the projection. The caller draws it, too.
         move: iterate and gradient, both like ``x``, to the next iterate, in place of ``step_size`` along the steepest
             direction and the projection: :mod:`attacks.moves`.
+        momentum: step along the sum of the gradients so far, each divided by its L1 length, the sum times this before
+            each is added; 0 steps along the gradient itself.
         whole_batch: send images that have stopped through the network all the same, so that every forward has one shape
             (logits depend on it in the last bits). In train mode this is always so: batch statistics need them all.
 
     Returns:
         images like ``x``, without a graph.
     Source: Madry et al., ICLR 2018, arXiv:1706.06083; ``keep="best"`` as in MadryLab/robustness; ``until`` as the early
-    stop of Zhang et al., ICML 2020, arXiv:2002.11242; ``stationary`` as in Wang et al., ICML 2019, arXiv:2112.08304.
+    stop of Zhang et al., ICML 2020, arXiv:2002.11242; ``stationary`` as in Wang et al., ICML 2019, arXiv:2112.08304;
+    ``momentum`` as in Dong et al., CVPR 2018, arXiv:1710.06081.
     """
     adversarial = start.detach().clone()
     alpha = per_image(step_size, x) if isinstance(step_size, Tensor) else step_size
@@ -66,7 +70,7 @@ def pgd(
     rows: Tensor | slice = slice(None)  # of the images that go through the network
     stopping = until is not None or stationary is not None
     droppable = stopping and not (whole_batch or any(module.training for module in network.modules()))
-    logits, gradient = x.new_empty(0), x.new_empty(0)
+    logits, gradient, velocity = x.new_empty(0), x.new_empty(0), torch.zeros_like(x)
     best, best_value = adversarial, torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
     for _ in range(steps):
         point = adversarial[rows].requires_grad_()
@@ -87,11 +91,14 @@ def pgd(
             moving = moving & ~stationary(adversarial, gradient)
             if not moving.any():
                 break
+        if momentum:
+            length = gradient.abs().flatten(1).sum(1).clamp(min=1e-12)
+            velocity = momentum * velocity + gradient / per_image(length, gradient)
         if move is None:
-            moved = adversarial + alpha * threat.direction(gradient)
+            moved = adversarial + alpha * threat.direction(velocity if momentum else gradient)
             moved = threat.project(moved if jitter is None else moved + jitter(moving), x, radius).detach()
         else:
-            moved = move(adversarial, gradient).detach()
+            moved = move(adversarial, velocity if momentum else gradient).detach()
         logits = logits.detach()
         if stopping:
             adversarial = torch.where(per_image(moving, x).bool(), moved, adversarial)

@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmark import own_parts, published
+from benchmark import own_parts, published, surrogate
 from benchmark.credibility.run import Depth
 from benchmark.credibility.saved import SavedTask, looks
 from benchmark.credibility.task import ProbeTask, TransferTask, transfers
@@ -32,11 +32,14 @@ from benchmark.runner import Outcome, workers
 from benchmark.runner import run as run_tasks
 from benchmark.storage import locked, read_yaml, write_text, write_yaml
 from benchmark.suite import Suite, load
+from benchmark.surrogate import SurrogateTask, SurrogateTraining
 from benchmark.sweep import RANKING_ONLY, finished_parts
 from benchmark.tasks import Places, Task, expected_parts
 from benchmark.training import CARD, failed_card
 from benchmark.unseen import UnseenTask, unseen_tasks
 from benchmark.user_code import shown
+
+AfterTraining = SavedTask | TransferTask | SurrogateTraining | SurrogateTask | UnseenTask
 
 
 def run(
@@ -96,14 +99,16 @@ def run(
         at_once = processes or workers()
         with Display(suite.name, len(tasks), console) as display:
             outcomes = run_tasks(tasks, places, suite.evaluation, processes=at_once, watcher=display)
-        after: dict[str, Sequence[SavedTask | TransferTask | UnseenTask]] = {
-            "saved pictures": looks(experiments, places, suite.evaluation)
+        after: dict[str, Callable[[], Sequence[AfterTraining]]] = {
+            "saved pictures": lambda: looks(experiments, places, suite.evaluation),
+            "surrogates": lambda: surrogate.trainings(experiments, suite, places),
+            "pictures of surrogates": lambda: surrogate.showings(experiments, suite, places, tests),
         }
         if credibility == "full":  # everything is trained now that will be
-            after["transfer"] = transfers(experiments, places, suite.evaluation)
-        after["unseen attacks"] = unseen_tasks(experiments, places, suite.evaluation, tests)
-        for phase, left in after.items():
-            if left:
+            after["transfer"] = lambda: transfers(experiments, places, suite.evaluation)
+        after["unseen attacks"] = lambda: unseen_tasks(experiments, places, suite.evaluation, tests)
+        for phase, still_to_do in after.items():
+            if left := still_to_do():
                 manifest.forget(report, [path for task in left for path in task.left(places, suite.evaluation)])
                 with Display(f"{suite.name}: {phase}", len(left), console) as display:
                     outcomes |= run_tasks(left, places, suite.evaluation, processes=at_once, watcher=display)
@@ -267,6 +272,8 @@ def _mended(before: dict[str, str] | None, now: dict[str, str] | None) -> bool:
 def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
     """Name the first setting in which two suites differ; adding methods, seeds and folds is no difference."""
     if key in (".seeds", ".dataset.folds", ".title", ".note", ".against", ".evaluation.sweep"):
+        return None
+    if key == ".evaluation.surrogate" and before is None:  # nobody was shown pictures of one yet
         return None
     if key == ".own":  # left out where there is none
         before, now = before or {}, now or {}

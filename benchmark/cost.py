@@ -17,8 +17,9 @@ from attacks.passes import Passes, counting
 class Cost(pl.Callback):
     """Count passes, seconds and memory from outside; they go on counting after a resumption.
 
-    Passes and seconds of training and of selection are held apart; device-hours are those of training alone. Passes are
-    those of all devices together, seconds and the largest memory those of one.
+    Passes and seconds of training and of selection are held apart; device-hours are those of training alone. Passes
+    through a method's companions count as its own. Passes are those of all devices together, seconds and the largest
+    memory those of one.
 
     Attributes:
         seconds_of: epoch, counted from 0, to its ``seconds`` and ``selection_seconds``.
@@ -46,7 +47,8 @@ class Cost(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Count training from here."""
         self._epoch = Passes(), Passes()
-        self._counters.enter_context(counting(pl_module.network, self._epoch[0]))
+        for network in (pl_module.network, *pl_module.companions()):
+            self._counters.enter_context(counting(network, self._epoch[0]))
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -16,6 +16,7 @@ from benchmark.data import own as own_data
 from benchmark.data.hidden_labels import choose_labelled, digest, usual_labels
 from benchmark.data.unlabelled import pool_identity
 from benchmark.errors import BadInput
+from benchmark.kin import kin
 from benchmark.results.rows import parts
 from benchmark.settings import parse, resolve
 from benchmark.storage import sha256
@@ -121,7 +122,7 @@ class Experiment:
         data = description(self.dataset)
         settings = parse(self.method, self.method_class, self.settings)
         return self.method_class.compose(
-            lambda member: build_network(self.network, data, self.seed, member), **settings
+            lambda member, kind=None: build_network(kin(self.network, kind), data, self.seed, member), **settings
         )
 
     def build_method(self, network: nn.Module) -> AdversarialTraining:

@@ -99,6 +99,31 @@ class Unseen:
 
 
 @dataclass(frozen=True)
+class Surrogate:
+    """Pictures made on naturally trained networks of other seeds, shown to ranked checkpoints: black-box figures.
+
+    Args:
+        attacks: how they are made: ``fgsm``; ``pgd20``, steps of epsilon/4; ``pgd30``, steps of epsilon/10.
+        networks: how many there are at least, whose mean prediction is attacked; the suite's other seeds come first.
+        classes: of the methods that they are shown to; by default ensembles, whose claim it is.
+    """
+
+    attacks: list[Literal["fgsm", "pgd20", "pgd30"]] = field(default_factory=list)
+    networks: int = 1
+    classes: list[Literal["A", "B", "C", "D", "E", "F"]] = field(default_factory=lambda: ["C"])
+
+    def __post_init__(self) -> None:
+        _check_distinct("evaluation.surrogate.attacks", list(self.attacks), may_be_empty=True)
+        if self.networks < 1:
+            raise BadInput(f"evaluation.surrogate.networks is 1 or more, but found {self.networks}")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the attacks in the evidence."""
+        return [f"surrogate_{attack}" for attack in self.attacks]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How every model is attacked.
 
@@ -121,6 +146,7 @@ class Evaluation:
         custom: the attacks of ``autoattack_custom``.
         save_adversarial: keep the picture behind each verdict: :mod:`benchmark.results.pictures`.
         unseen: attacks in other norms and from other networks, which no ranking rests on.
+        surrogate: pictures made on other networks, which no ranking rests on: :mod:`benchmark.surrogate`.
     """
 
     epsilons: list[float | str] = field(default_factory=lambda: ["8/255"])
@@ -143,6 +169,7 @@ class Evaluation:
     save_adversarial: bool = False
     sweep: Literal["none", "strict", "descending"] = "none"
     unseen: Unseen = Unseen()
+    surrogate: Surrogate = Surrogate()
 
     def __post_init__(self) -> None:
         for name in ("epsilons", "ranked_at"):
@@ -218,6 +245,8 @@ class Suite:
             del values["evaluation"]["unseen"]
         if self.dataset.unlabelled == Unlabelled():
             del values["dataset"]["unlabelled"]
+        if not values["evaluation"]["surrogate"]["attacks"]:
+            del values["evaluation"]["surrogate"]
         for holder, key in seldom:
             if not holder[key]:
                 del holder[key]

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import nn
 
 from attacks.passes import networks_in
 from benchmark import label_hiding
@@ -29,7 +30,7 @@ from methods.base import AdversarialTraining
 from methods.selection import KeepBest
 
 Tell = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
-CARD, RESUME = "card.yaml", "resume.ckpt"
+CARD, RESUME, COMPANIONS = "card.yaml", "resume.ckpt", "companions.safetensors"
 
 
 def train(
@@ -46,8 +47,9 @@ def train(
 
     With several ``devices`` this runs in a process for each (:func:`benchmark.ranks.train_on_ranks`); the first of them
     writes, and gives the card. Writes ``last.safetensors``, ``best.safetensors`` (state dicts of
-    ``method.classifier()``), ``card.yaml`` at the very end, ``history.csv`` after every epoch, and until the end
-    ``resume.ckpt``. A teacher that is not there yet is trained before, in a folder beside ``folder``.
+    ``method.classifier()``), ``companions.safetensors`` of a method that has some, ``card.yaml`` at the very end,
+    ``history.csv`` after every epoch, and until the end ``resume.ckpt``. A teacher that is not there yet is trained
+    before, in a folder beside ``folder``.
 
     Args:
         loggers: names of :data:`benchmark.loggers.CHOICES`; they write into ``folder`` too.
@@ -204,6 +206,8 @@ def _finish(
         kept["last"] |= {"held_out_robust": final, "overfitting_gap": best.score.robust - final}
     if hidden is not None and not experiment.semi_supervised and len(hidden.unlabelled):
         taught = label_hiding.label(method.classifier(), hidden, folder, rows)
+    if companions := method.companions():
+        taught = taught | {"companions": _keep_companions(companions, folder)}
     card = {
         "experiment": experiment.name,
         "status": "done",
@@ -232,6 +236,16 @@ def _finish(
     write_yaml(folder / CARD, card)  # last: whoever sees a card sees a finished experiment
     (folder / RESUME).unlink(missing_ok=True)
     return card
+
+
+def _keep_companions(networks: list[nn.Module], folder: Path) -> dict[str, Any]:
+    """Write networks that only training needed, and say what they were."""
+    together = nn.ModuleList(networks)
+    return {
+        "networks": len(networks),
+        "parameters": sum(parameter.numel() for parameter in together.parameters()),
+        "sha256": save_weights(folder / COMPANIONS, together.state_dict()),
+    }
 
 
 def _identity_card(experiment: Experiment, method: AdversarialTraining) -> dict[str, Any]:

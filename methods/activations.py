@@ -98,6 +98,11 @@ def every_activation(network: nn.Module) -> Iterator[list[ActivationCall]]:
             handle.remove()
 
 
+def is_activation(function: Any) -> bool:
+    """Tell whether a function of PyTorch is a non-linearity, as a module calls it or as a network does itself."""
+    return getattr(function, "__name__", "") in _FUNCTIONS
+
+
 class _Functions(TorchFunctionMode):
     """Refuses functions of PyTorch that are non-linearities, unless an activation module calls them."""
 
@@ -107,7 +112,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        if name in _FUNCTIONS and not self.inside:
+        if is_activation(function) and not self.inside:
             raise BadInput(
                 f"{self.network} calls {name} as a function, where nothing can be put behind it: make it a module of "
                 "torch.nn, such as nn.ReLU, and call that"

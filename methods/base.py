@@ -30,7 +30,8 @@ class AdversarialTraining(HeldOut):
     """Train a network against an adversary; a method overrides ``training_loss`` and little else.
 
     Places to override: :meth:`training_loss`, :meth:`perturb`, :meth:`optimizers_for`, :meth:`on_epoch`,
-    :meth:`classifier`, :meth:`compose`, and for a semi-supervised method :attr:`references` and :meth:`labelled_rows`.
+    :meth:`classifier`, :meth:`companions`, :meth:`compose`, and for a semi-supervised method :attr:`references` and
+    :meth:`labelled_rows`.
 
     Args:
         network: images ``(n, c, h, w)`` in [0, 1] to logits ``(n, k)``; normalisation is its first layer.
@@ -73,11 +74,13 @@ class AdversarialTraining(HeldOut):
     # What a method says of itself
 
     @classmethod
-    def compose(cls, build: Callable[[int], nn.Module], **settings: Any) -> nn.Module:
+    def compose(cls, build: Callable[..., nn.Module], **settings: Any) -> nn.Module:
         """Make the network that the method, with these ``settings``, is put around; by default one, ``build(0)``.
 
         Args:
-            build: gives the untrained network of a member, whose weights follow from (run seed, member).
+            build: gives the untrained network of a member, whose weights follow from (run seed, member). Told a second
+                thing, it is another network: a number makes it as many times as wide (a small one where the suite's
+                cannot be), a word is an architecture.
         """
         return build(0)
 
@@ -119,6 +122,10 @@ class AdversarialTraining(HeldOut):
     def on_epoch(self, epoch: int) -> None:
         """Called before each epoch, counted from 0; nothing by default."""
 
+    def companions(self) -> list[nn.Module]:
+        """List networks that training needs and nobody evaluates, such as an attack's sources: their passes count."""
+        return []
+
     def classifier(self) -> nn.Module:
         """Give the plain network that is selected, saved and attacked: the averaged one where the recipe averages."""
         if self.averaged is not None and self.averaged.n_averaged > 0:
@@ -152,9 +159,14 @@ class AdversarialTraining(HeldOut):
 
     def progress(self) -> float:
         """Give the fraction of the training that is done once the present step is, in (0, 1]; 1 without a trainer."""
-        if self._trainer is None:
-            return 1.0
-        return min(1.0, (self.trainer.global_step + 1) / self.total_updates())
+        return 1.0 if self._trainer is None else self.progress_after(self.trainer.global_step)
+
+    def progress_after(self, step: int) -> float:
+        """Give the fraction that is done once ``step``, counted from 0, is; learning rate, ramp and average follow it.
+
+        A method of several stages counts it anew in each.
+        """
+        return min(1.0, (step + 1) / self.total_updates())
 
     def learning_rate_at(self, progress: float) -> float:
         """Give the learning rate of the step that ends at ``progress``, in (0, 1]: the recipe's, by default."""
@@ -248,7 +260,7 @@ class AdversarialTraining(HeldOut):
         """Let the present weights enter the average, where the recipe averages and has begun to."""
         if self.averaged is None:
             return
-        done = self.trainer.global_step / self.total_updates()  # the optimizer has counted this step
+        done = self.progress_after(self.trainer.global_step - 1)  # the optimizer has counted this step
         if done >= self.recipe.average_from:
             self.averaged.update_parameters(self.network)
 
@@ -303,7 +315,7 @@ class AdversarialTraining(HeldOut):
         peak = self.recipe.learning_rate or 1.0
 
         def scheduled(step: int) -> float:
-            return self.learning_rate_at(min(1.0, (step + 1) / total)) / peak
+            return self.learning_rate_at(self.progress_after(step)) / peak
 
         def constant(step: int) -> float:
             return 1.0

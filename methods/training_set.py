@@ -1,6 +1,7 @@
 """The other images of the training set, for methods that compare an image with such as are not in its batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,12 +26,13 @@ class TrainingSet:
     Args:
         labels: of all images, int64 ``(N,)``.
         index: their sample indices, int64 ``(N,)``; None where the data have none.
-        read: positions ``(m,)`` to the batch of these images, made as a training batch is made, augmentation included.
+        read: positions ``(m,)`` to the batch of these images, made as a training batch is made, augmentation included;
+            told the number of a pass over the data as well, with the augmentation of that one.
     """
 
     labels: Tensor
     index: Tensor | None
-    read: Callable[[Tensor], Batch]
+    read: Callable[..., Batch]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,7 +40,7 @@ class TrainingSet:
     @classmethod
     def of_batch(cls, batch: Batch) -> "TrainingSet":
         """Take a batch for the whole set: all there is without a trainer."""
-        return cls(batch.y, batch.index, lambda at: Batch(batch.x[at], batch.y[at], batch.index[at]))
+        return cls(batch.y, batch.index, lambda at, _=None: Batch(batch.x[at], batch.y[at], batch.index[at]))
 
     @classmethod
     def of_trainer(cls, method: pl.LightningModule, *, instead: str = "") -> "TrainingSet":
@@ -71,7 +73,7 @@ class TrainingSet:
         return cls(
             labels[positions].to(device),
             None if index is None else index[positions].to(device),
-            lambda at: _as_in_training(method, loader, positions[at.cpu()].tolist()),
+            lambda at, number=None: _as_in_training(method, loader, positions[at.cpu()].tolist(), number),
         )
 
     def another_of_its_class(self, batch: Batch, draws: Draws) -> Tensor:
@@ -164,9 +166,26 @@ def _read(loader: DataLoader[Any], positions: list[int]) -> Any:
     return collate(dataset.__getitems__(positions) if together else [dataset[at] for at in positions])
 
 
-def _as_in_training(method: pl.LightningModule, loader: DataLoader[Any], positions: list[int]) -> Batch:
+def _as_in_training(
+    method: pl.LightningModule, loader: DataLoader[Any], positions: list[int], number: int | None = None
+) -> Batch:
     """Do what Lightning does with a training batch, the data module's augmentation on the device included."""
     hooks: Any = getattr(method.trainer, "datamodule", None) or method
-    raw = method.trainer.precision_plugin.convert_input(_read(loader, positions))
-    raw = hooks.on_before_batch_transfer(raw, 0)
-    return Batch.of(hooks.on_after_batch_transfer(method.transfer_batch_to_device(raw, method.device, 0), 0))
+    with _in_pass(loader.sampler, number):
+        raw = method.trainer.precision_plugin.convert_input(_read(loader, positions))
+        raw = hooks.on_before_batch_transfer(raw, 0)
+        return Batch.of(hooks.on_after_batch_transfer(method.transfer_batch_to_device(raw, method.device, 0), 0))
+
+
+@contextmanager
+def _in_pass(sampler: Any, number: int | None) -> Iterator[None]:
+    """Let a sampler that counts epochs, by which the harness augments, be in another one inside the block."""
+    present = getattr(sampler, "epoch", None)
+    if number is None or present is None or not hasattr(sampler, "set_epoch"):
+        yield
+        return
+    sampler.set_epoch(number)
+    try:
+        yield
+    finally:
+        sampler.set_epoch(present)

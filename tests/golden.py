@@ -33,6 +33,9 @@ class ScriptedDraws:
     def laplace(self, like, shape=None):
         return _cut(self._normal, like, shape)
 
+    def bernoulli(self, probability, like, shape=None):
+        return ((_cut(self._uniform, like, shape) + 1) / 2 < probability).to(like)
+
     def integers(self, high, like, shape=None, **_):
         return torch.zeros(like.shape if shape is None else shape, dtype=torch.int64, device=like.device)
 

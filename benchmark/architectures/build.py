@@ -16,7 +16,16 @@ from benchmark.architectures.madry_resnet import madry_resnet
 from benchmark.architectures.mnist_small import mnist_small
 from benchmark.architectures.normalise import Normalise, StandardisePerImage
 from benchmark.architectures.preact_resnet18 import preact_resnet18
-from benchmark.architectures.published_cnns import atda_convnet, conv8, lenet_plus, maxout
+from benchmark.architectures.published_cnns import (
+    atda_convnet,
+    conv8,
+    lenet_plus,
+    maxout,
+    tramer_a,
+    tramer_b,
+    tramer_c,
+    tramer_d,
+)
 from benchmark.architectures.resnet18 import resnet18, resnet50
 from benchmark.architectures.small_cnn import small_cnn
 from benchmark.architectures.torchvision_models import PREFIX, torchvision_model
@@ -31,6 +40,7 @@ _BUILDERS: dict[str, Builder] = {
     builder.__name__: builder
     for builder in (
         *(digits_cnn, mnist_small, small_cnn, lenet_plus, maxout, conv8, atda_convnet),
+        *(tramer_a, tramer_b, tramer_c, tramer_d),
         *(resnet8, resnet20, resnet32, resnet18, resnet50, preact_resnet18, densenet161, madry_resnet, wrn),
     )
 }

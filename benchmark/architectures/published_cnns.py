@@ -82,6 +82,64 @@ def maxout(
     )
 
 
+def tramer_a(*, classes: int, channels: int, size: int) -> nn.Sequential:
+    """Network A of ensemble adversarial training: two 5x5 convolutions (64/64), a hidden layer of 128, dropout."""
+    layers = [nn.Conv2d(channels, 64, 5), nn.ReLU(), nn.Conv2d(64, 64, 5), nn.ReLU()]
+    return _as_in_keras(*layers, *_hidden_128(64, _left(size, 8, "tramer_a"), classes))
+
+
+def tramer_b(*, classes: int, channels: int, size: int) -> nn.Sequential:
+    """Network B of ensemble adversarial training: dropout, convolutions of 8x8, 6x6 and 5x5 (64/128/128), dropout."""
+    side = (-(-size // 2) - 6) // 2 + 1 - 4  # halved with padding, halved without, and four pixels less
+    _left(side, 0, "tramer_b", size)
+    before = max((-(-size // 2) - 1) * 2 + 8 - size, 0)  # Keras pads what is missing, the odd pixel behind the image
+    pad = nn.ZeroPad2d((before // 2, before - before // 2, before // 2, before - before // 2))
+    layers = [pad, nn.Conv2d(channels, 64, 8, stride=2), nn.ReLU(), nn.Conv2d(64, 128, 6, stride=2), nn.ReLU()]
+    layers += [nn.Conv2d(128, 128, 5), nn.ReLU(), nn.Dropout(0.5)]
+    return _as_in_keras(nn.Dropout(0.2), *layers, nn.Flatten(), nn.Linear(128 * side * side, classes))
+
+
+def tramer_c(*, classes: int, channels: int, size: int) -> nn.Sequential:
+    """Network C of ensemble adversarial training: two 3x3 convolutions (128/64), a hidden layer of 128, dropout."""
+    layers = [nn.Conv2d(channels, 128, 3), nn.ReLU(), nn.Conv2d(128, 64, 3), nn.ReLU()]
+    return _as_in_keras(*layers, *_hidden_128(64, _left(size, 4, "tramer_c"), classes))
+
+
+def tramer_d(*, classes: int, channels: int, size: int) -> nn.Sequential:
+    """Network D of ensemble adversarial training: four hidden layers of 300 with dropout, no convolution."""
+    layers, units = list[nn.Module](), channels * size * size
+    for _ in range(4):
+        layers += [nn.Linear(units, 300), nn.ReLU(), nn.Dropout(0.5)]
+        units = 300
+    network = _as_in_keras(nn.Flatten(), *layers, nn.Linear(units, classes))
+    for layer in network[:-1]:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+    return network
+
+
+def _hidden_128(channels: int, side: int, classes: int) -> list[nn.Module]:
+    hidden = [nn.Flatten(), nn.Linear(channels * side * side, 128), nn.ReLU()]
+    return [nn.Dropout(0.25), *hidden, nn.Dropout(0.5), nn.Linear(128, classes)]
+
+
+def _as_in_keras(*layers: nn.Module) -> nn.Sequential:
+    """Draw weights as Keras does by default, after Glorot and Bengio (2010), with biases of 0."""
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.get_parameter("bias"))
+    return nn.Sequential(*layers)
+
+
+def _left(size: int, taken: int, name: str, whole: int | None = None) -> int:
+    """Give the side that is left of images when unpadded convolutions have ``taken`` so many pixels."""
+    if size - taken < 1:
+        whole = size if whole is None else whole
+        raise BadInput(f"{name} has unpadded convolutions, for which {whole}x{whole} images are too small: digits_cnn")
+    return size - taken
+
+
 def _halved(size: int, times: int, name: str) -> int:
     side: int = size >> times
     if side < 1:

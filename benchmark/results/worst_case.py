@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from benchmark.results.surrogate import SURROGATE
 from benchmark.results.unseen import is_unseen
 
 WORST_CASE = "worst_case"
@@ -14,8 +15,8 @@ def with_worst_case(verdicts: pd.DataFrame) -> pd.DataFrame:
     An image is fooled at epsilon when ANY attack fools it at any smaller or equal epsilon, clean (0) included, so the
     worst case can never rise with epsilon. It speaks of those images that every attack begun on the model has judged;
     a run half way would otherwise look robust on the images that its strongest attack has not reached. Development
-    attacks and those of :mod:`benchmark.results.unseen` have no part in it. An image's worst case is carried where a
-    verdict of this very epsilon is.
+    attacks, pictures of a surrogate and those of :mod:`benchmark.results.unseen` have no part in it. An image's worst
+    case is carried where a verdict of this very epsilon is.
 
     Args:
         verdicts: columns experiment, checkpoint, attack, epsilon (pixel units), index, fooled, carried.
@@ -27,7 +28,8 @@ def with_worst_case(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_one_model(model: pd.DataFrame) -> list[pd.DataFrame]:
-    model = model[~model.attack.isin(DEVELOPMENT) & ~model.attack.map(is_unseen).astype(bool)]
+    aside = model.attack.isin((*DEVELOPMENT, *SURROGATE)) | model.attack.map(is_unseen).astype(bool)
+    model = model[~aside]
     attacks = model.groupby(["attack", "epsilon"], observed=True).ngroups
     complete = model.groupby("index").size() == attacks
     judged = model[model["index"].map(complete).to_numpy(dtype=bool)]

@@ -1,6 +1,5 @@
 """Adaptive diversity promoting: members that agree on the true class and differ on all others."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,14 +10,15 @@ from attacks.errors import BadInput
 from attacks.modes import full_precision
 from attacks.objectives import Objective, cross_entropy_with
 from attacks.threat import ThreatModel
-from methods.base import AdversarialTraining, Batch, Card
-from methods.ensemble.members import Ensemble, log_mean_probability
+from methods.base import Batch, Card
+from methods.ensemble.members import log_mean_probability
+from methods.ensemble.of_members import OfMembers
 from methods.inner import Inner
 
 PlusAdv = Literal["none", "pt", "tf"]
 
 
-class ADP(AdversarialTraining):
+class ADP(OfMembers):
     r"""Train K networks together whose wrong classes point in different directions, and predict with their mean.
 
     .. math:: \sum_k CE(p_k, y) - \alpha\, H(\bar p) - \beta \log\det(M + 10^{-6} I), \quad
@@ -79,23 +79,10 @@ class ADP(AdversarialTraining):
         inner: Inner = Inner(steps=10, step_size="epsilon/4", start="uniform", boxed=True, mode="train"),
         **common: Any,
     ) -> None:
-        if not isinstance(network, Ensemble):
-            raise BadInput(
-                f"adp trains an Ensemble of networks, but found one {type(network).__name__}: "
-                "hand in Ensemble([first, second, third]) of methods.ensemble.members"
-            )
         if plus_adv not in ("none", "pt", "tf"):
             raise BadInput(f"plus_adv is none, pt or tf, but found {plus_adv!r}")
         super().__init__(network, threat, inner=inner, **common)
-        self.members = len(network.members)
         self.alpha, self.beta, self.plus_adv = alpha, beta, plus_adv
-
-    @classmethod
-    def compose(cls, build: Callable[[int], nn.Module], *, members: int = 3, **settings: Any) -> nn.Module:
-        """Make the ensemble of ``members`` networks, each with first weights of its own."""
-        if members < 1:
-            raise BadInput(f"members is 1 or more, but found {members}")
-        return Ensemble(build(member) for member in range(members))
 
     def training_loss(self, batch: Batch) -> Tensor:  # noqa: D102 - the class says it
         if self.plus_adv == "none":
@@ -117,21 +104,17 @@ class ADP(AdversarialTraining):
 
     def members_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Sum over the members of their mean cross-entropy on images ``x``; a number."""
-        return self._sum_of_losses(self._members_logits(x), y)
+        return self._sum_of_losses(self.members_logits(x), y)
 
     def diverse_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Sum over the members of their mean cross-entropy, less alpha times entropy and beta times log-determinant."""
-        logits = self._members_logits(x)
+        logits = self.members_logits(x)
         with full_precision(x):  # a determinant has too few digits in half precision
             errors = self._sum_of_losses(logits, y)
             entropy, volume = ensemble_entropy(logits).mean(), log_determinant(logits, y).mean()
             self.note("entropy", entropy)
             self.note("log_determinant", volume)
             return errors - self.alpha * entropy - self.beta * volume
-
-    def _members_logits(self, x: Tensor) -> Tensor:
-        assert isinstance(self.network, Ensemble)
-        return self.network.members_logits(x)
 
     def _sum_of_losses(self, logits: Tensor, y: Tensor) -> Tensor:
         return torch.stack([self.classification_loss(of_member, y) for of_member in logits]).sum()

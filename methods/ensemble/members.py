@@ -45,7 +45,7 @@ class Ensemble(nn.Module):
 
     def members_logits(self, x: Tensor) -> Tensor:
         """Logits of every member, ``(members, n, k)``, in float32 at least, so that losses do not lose digits."""
-        return torch.stack([_in_full(member(x)) for member in self.members])
+        return torch.stack([in_full(member(x)) for member in self.members])
 
 
 def log_mean_probability(logits: Tensor) -> Tensor:
@@ -53,5 +53,6 @@ def log_mean_probability(logits: Tensor) -> Tensor:
     return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
-def _in_full(logits: Tensor) -> Tensor:
+def in_full(logits: Tensor) -> Tensor:
+    """Give ``logits`` in float32 at least, so that losses do not lose digits."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

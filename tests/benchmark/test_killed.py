@@ -52,7 +52,8 @@ def _work(task, places, die_at):
 @pytest.mark.parametrize("name", catalogue.names())
 def test_a_training_killed_in_mid_epoch_ends_with_the_weights_of_an_undisturbed_one(name, tmp_path):
     epochs = 8 if name == "free_at" else 3  # of which a quarter passes over the data
-    changes = SMALL | {"recipe.epochs": epochs, "recipe.average": "ema", "methods": {name: None}}
+    own = {"source_floor": 0} if name == "eat" else None  # so few images are no training of its sources
+    changes = SMALL | {"recipe.epochs": epochs, "recipe.average": "ema", "methods": {name: own}}
     (of,) = plan(suite.load("quickstart", changes))
     whole, broken = (Places(tmp_path / kind, tmp_path / f"{kind}-report") for kind in ("whole", "broken"))
     for places in (whole, broken):

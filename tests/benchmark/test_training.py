@@ -61,7 +61,7 @@ def without_costs(card):
 
 @every_method
 def test_a_training_interrupted_after_every_epoch_ends_with_the_same_bytes(name, tmp_path):
-    of = experiment(name, own={"replays": 1} if name == "free_at" else None)  # else three epochs are one pass
+    of = experiment(name, own=SHORT.get(name))
     undisturbed = train(of, tmp_path / "undisturbed")
     for after in (1, 2, 3):  # after 3 nothing is left but to save the weights
         interrupted_train(of, tmp_path / "broken", after)
@@ -114,7 +114,10 @@ COSTS = {
     "mart": (4, 4),
     "llr": (5, 6),
     "tla": (2 + 1 + 4 + 2 * 9 / 96, 6),  # a tenth of the images as a pool, in each of two batches
+    "eat": (3, 3),  # without sources
     "adp": (3, 3),
+    "gal": (3, 6),
+    "dverge": ((3 + 2 * 15) / 3, (3 + 2 * 12) / 3),  # one epoch of the first stage, two of the second
     "fast_at": (2, 2),
     "gradalign": (3, 4),
     "fgsmr": (3, 5),
@@ -153,11 +156,15 @@ COSTS = {
 HELD_OUT = {"cat_curriculum": (1 + 2 * 2 + 3, 2 * 1 + 2)}  # A_0; A_1 now and as the lesson began; A_2
 # Settings with which the passes do not depend on the images, and fill the epochs.
 EXACT = {
+    "eat": {"sources": []},
     "fat": {"tau": 2},
     "free_at": {"replays": 3},
     "dynamic_at": {"c_max": 0.0},
     "single_step_checkpoints": {"checkpoints": 1},
 }
+ENSEMBLES = {"adp", "gal", "dverge"}
+# What three epochs of a few images need: free_at's would be one pass, eat's sources have learned next to nothing.
+SHORT = {"free_at": {"replays": 1}, "eat": {"source_floor": 0}}
 UNTRAINED = {"mma"}  # with learning rate 0 no image becomes surely right
 
 
@@ -175,7 +182,7 @@ def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
     assert (card["forward_passes"], card["backward_passes"]) == (3 * forward, 3 * backward)
     epochs = 1 if name == "free_at" else 3
     held_out = epochs * 30 / 96  # images held out for each image trained on
-    assert card["members"] == (3 if name == "adp" else 1)
+    assert card["members"] == (3 if name in ENSEMBLES else 1)
     held_out *= card["members"]
     selection = (1, 0) if name == "natural" else (1 + 2 * 11, 2 * 10)
     if catalogue.get(name).single_step:  # the alarm's PGD-10 is that of the selection, its FGSM comes on top
@@ -186,6 +193,8 @@ def test_the_card_says_what_was_trained_and_what_it_cost(name, tmp_path):
         selection = (selection[0] + 2, selection[1] + 1)
     if name in ("msd", "avg_max"):  # PGD-10 in three norms
         selection = (1 + 3 * 11, 3 * 10)
+    if name == "gal":  # an input gradient of each member
+        selection = (selection[0] + 1, selection[1] + 1)
     if name == "mma":  # two steps and eleven questions where the boundary lies
         selection = (selection[0] + 2 + 11, selection[1] + 2)
     if name == "ccat":  # its own attack from two starts
@@ -244,7 +253,7 @@ def test_device_hours_count_every_device(monkeypatch):
     cost, moments = Cost(), iter([0.0, 100.0, 100.0, 130.0])
     monkeypatch.setattr("benchmark.cost.time.perf_counter", lambda: next(moments))
     network = torch.nn.Linear(1, 1)
-    module = SimpleNamespace(network=network, classifier=lambda: network, device="cpu")
+    module = SimpleNamespace(network=network, classifier=lambda: network, companions=list, device="cpu")
     trainer = SimpleNamespace(
         world_size=4, current_epoch=0, strategy=SimpleNamespace(reduce=lambda value, reduce_op: 2 * value)
     )

@@ -26,7 +26,10 @@ FORWARD_BACKWARD_UPDATES = {
     "mart": (K + 2, K + 2, 2),
     "llr": (K + 3, K + 4, 1),
     "tla": (1 + K + 1 + 4, K + 4, 4),  # the batch itself is the pool
+    "eat": (3, 3, 3),  # on itself: without sources
     "adp": (3, 3, 1),  # one forward and backward of each member
+    "gal": (3, 6, 1),  # as above, and an input gradient of each
+    "dverge": (3 * (K + 1) + 6, 3 * K + 6, K + 3),  # seed 0 deals the deeper layer
     "fast_at": (2, 2, 2),
     "gradalign": (3, 4, 3),
     "fgsmr": (3, 5, 3),
@@ -61,13 +64,15 @@ FORWARD_BACKWARD_UPDATES = {
     "ccat": (K + 1.5, K / 2 + 1, 1),  # on half of the batch
     "rlfat": (K + 2, K + 2, K + 2),  # the attack moves the statistics, too
 }
-ON_CLEAN_IMAGES = ("natural", "adp", "cat_curriculum")  # as they come by default
+ON_CLEAN_IMAGES = ("natural", "adp", "gal", "cat_curriculum")  # as they come by default
 EXACT = {  # settings with which the passes do not depend on the images
+    "eat": {"sources": []},
     "fat": {"tau": K},
     "cat_curriculum": {"first_lesson": K},
     "dynamic_at": {"c_max": 0.0},
     "single_step_checkpoints": {"checkpoints": 1},
 }
+PLAIN = {"gal": {"noise": 0}}  # settings without which a method's images lie outside the pixel range
 REACH = {  # how many epsilons away a method's images may lie, where that is more than one
     "avmixup": 2,
     "mma": 4.2,
@@ -89,8 +94,9 @@ INTERLEAVED = {
 }  # they move the weights within a step, so gradients that lie there already are theirs to clear
 LINF_ONLY = {"adt", "free_at", "gradalign", "fgsmr", "yopo"}  # they say so
 LINF_ONLY = {"free_at", "gradalign", "fgsmr", "yopo", "msd", "avg_max"}  # they say so
+LINF_ONLY = {"free_at", "gradalign", "fgsmr", "yopo", "dverge"}  # they say so
 WITHOUT_DRAWS = {
-    *("natural", "fgsm_at", "adp", "free_at", "gradalign", "fgsmr"),
+    *("natural", "fgsm_at", "adp", "gal", "free_at", "gradalign", "fgsmr"),
     "cat_curriculum",  # in its first lesson
     "mma",  # at first: no image is sure enough to be attacked
     "cat_customized",  # at first: no radius that softens a label
@@ -250,11 +256,10 @@ def test_the_classifier_is_a_plain_network_of_images_to_logits(name, batch):
 
 @every_method
 def test_the_trace_shows_the_images_that_the_loss_was_computed_on(name, batch):
-    method = build(name, network(), steps=0).train()  # without steps a start may still lie outside the range
+    settings = PLAIN.get(name, {})
+    method = build(name, network(), steps=0, **settings).train()  # without steps a start may still lie outside
     seen = []
-    handle = networks_in(method.network)[-1].register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].detach())
-    )
+    handle = networks_in(method.network)[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     adversarial = trace(method, batch).adversarial
     handle.remove()
     # They are the last images of the last forward, or of one before clean ones.

@@ -64,7 +64,11 @@ def toy(seed: int = 7) -> tuple[nn.Module, Tensor, Tensor, ScriptedDraws]:
 def build(name: str, body: nn.Module, threat: ThreatModel | None = None, **settings: Any) -> AdversarialTraining:
     """A method on ``body``, in an ensemble the first member; ``steps`` goes to its attack where it leaves them open."""
     steps = settings.pop("steps", None)
-    composed = catalogue.get(name).compose(lambda member: redrawn(body, member) if member else body, **settings)
+    if name == "eat":
+        settings.setdefault("source_floor", 0)  # a few images and epochs are no training
+    composed = catalogue.get(name).compose(
+        lambda member, kind=None: redrawn(body, member) if member else body, **settings
+    )
     method = catalogue.get(name)(composed, threat or ThreatModel("linf", EPSILON), **settings)
     if steps is not None and "inner" in inspect.signature(type(method)).parameters:
         method.inner = replace(method.inner, steps=steps)
