@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 
@@ -208,6 +209,13 @@ def test_every_entry_of_the_bibliography_is_read():
     found = references.references()
     assert len(found) >= 9
     assert all({"title", "author", "year"} <= entry.keys() for entry in found.values())
+
+
+def test_every_entry_of_the_bibliography_is_closed_and_there_once():
+    text = resources.files("benchmark.results").joinpath("survey", "references.bib").read_text("utf-8")
+    entries = [entry for entry in re.split(r"^(?=@)", text, flags=re.MULTILINE) if entry.strip()]
+    assert [entry.splitlines()[0] for entry in entries if entry.count("{") != entry.count("}")] == []
+    assert len(entries) == len(references.references())
 
 
 def test_the_lead_words_are_those_that_the_contributors_are_told():
