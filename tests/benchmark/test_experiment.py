@@ -22,8 +22,8 @@ def test_settings_survive_yaml(name):
 def test_the_presets_inner_steps_go_to_the_methods_that_have_them(name):
     inner = resolve(name, {}, 7).get("inner")
     by_definition = {  # one step, or a number of its own
-        "eat",
-        *("fgsm_at", "kurakin", "free_at", "fast_at", "gradalign", "single_step_checkpoints", "sads", "fgsmr", "yopo"),
+        *("fgsm_at", "kurakin", "eat", "free_at", "fast_at", "gradalign", "single_step_checkpoints", "sads", "fgsmr"),
+        *("yopo", "bilateral", "feature_scatter", "adv_interp"),
     }
     assert (inner is None) == (name in by_definition)
     assert inner is None or inner["steps"] == 7
