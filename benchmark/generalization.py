@@ -22,7 +22,7 @@ from attacks.pgd import pgd
 from attacks.randomness import uniform
 from attacks.threat import ThreatModel
 from benchmark.curves import Curves
-from benchmark.data import HiddenLabels, Images, Splits, fixed_order, load
+from benchmark.data import Images, Splits, fixed_order, load
 from benchmark.errors import BadInput
 from benchmark.experiment import Experiment
 from benchmark.results.curves import NAME, is_curve, write_curve
@@ -43,10 +43,12 @@ class Measured:
     seed: int
 
     @classmethod
-    def of(cls, experiment: Experiment, splits: Splits, hidden: HiddenLabels | None) -> "Measured":
+    def of(cls, experiment: Experiment, splits: Splits) -> "Measured":
         """Take the images that the suite asks for; of training images those that show the method their label."""
         images = _asked_for(experiment).images
-        train = splits.train if hidden is None else hidden.train.take(hidden.labelled)
+        train = splits.train
+        if experiment.labels is not None:
+            train = train.take(torch.isin(train.index, torch.tensor(experiment.labelled)).nonzero().flatten())
         chosen = train.take(torch.from_numpy(fixed_order(len(train)))[:images])  # a user's set may be sorted by class
         test = splits.test.take(torch.arange(min(images, len(splits.test))))
         return cls({"train": chosen, "test": test}, len(splits.train), experiment.threat, experiment.seed)
@@ -181,6 +183,5 @@ def bring(
         validation_images=choice.validation_images,
         code=choice.code,
     )
-    hidden = None if experiment.labels is None else HiddenLabels.of(splits.train, experiment.labelled)
-    curve = Generalization(experiment, Measured.of(experiment, splits, hidden))
+    curve = Generalization(experiment, Measured.of(experiment, splits))
     keep(curve, experiment, folder, weights, path, whole=False)

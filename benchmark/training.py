@@ -93,7 +93,7 @@ def train(
         taught = label_hiding.teach(method, place, card, hidden)
     best, cost = KeepBest(), Cost()
     resume = folder / RESUME
-    curve = None if experiment.curves is None else Generalization(experiment, Measured.of(experiment, splits, hidden))
+    curve = None if experiment.curves is None else Generalization(experiment, Measured.of(experiment, splits))
     books: list[pl.Callback] = [SameWork(experiment), *label_hiding.watched(method, data), best, cost]
     books += [] if curve is None else [curve]
     books += [History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]

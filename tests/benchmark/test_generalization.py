@@ -9,7 +9,7 @@ import yaml
 from attacks import BadInput
 from benchmark import ranks, suite
 from benchmark.curves import Curves
-from benchmark.data import HiddenLabels, load
+from benchmark.data import load
 from benchmark.devices import Devices
 from benchmark.experiment import plan
 from benchmark.generalization import Generalization, Measured, bring, way_of
@@ -35,8 +35,7 @@ def splits(of):
 
 
 def measured(of):
-    hidden = None if of.labels is None else HiddenLabels.of(splits(of).train, of.labelled)
-    return Measured.of(of, splits(of), hidden)
+    return Measured.of(of, splits(of))
 
 
 def content(folder):
