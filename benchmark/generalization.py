@@ -96,7 +96,7 @@ class Generalization(pl.Callback):
         self.passes, self.seconds = Passes(), 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Measure the network that would be kept as the best."""
+        """Measure the network that could be kept as the best; while a method trains another one, there is none."""
         if trainer.is_global_zero and pl_module.settled and trainer.current_epoch % self.every == 0:
             self.measure(pl_module.classifier(), trainer.current_epoch)
 

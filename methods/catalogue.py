@@ -91,12 +91,6 @@ def get(name: str) -> "type[AdversarialTraining]":
     return _load(_TABLE[name])
 
 
-def file_of(name: str) -> str:
-    """Give the file of a method, such as ``methods/regularization/trades.py``, "" for a key that is not there."""
-    module, _, _ = _TABLE.get(name, "").partition(":")
-    return f"methods/{module.replace('.', '/')}.py" if module else ""
-
-
 def by_class_name(name: str) -> "type[AdversarialTraining]":
     """Load a method by the name of its class, such as ``TRADES``; raises :class:`KeyError` where there is none."""
     for home in _TABLE.values():

@@ -1,7 +1,7 @@
 """Hold the survey's methods against what is here: a file, golden values, a published recipe, a row in a report.
 
-All of it is looked up, in the catalogue, the recipes and the list of golden cases, so that nothing has to be kept up
-with them by hand.
+All of it is looked up, in the methods' cards, the recipes and the list of golden cases, so that nothing has to be kept
+up with them by hand.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from benchmark.results import survey
-from methods import catalogue
+from benchmark.results.method_cards import method_cards
 
 COVERAGE = ["survey", "method_key", "method_name", "citation", "section", "file", "golden", "recipe", "row"]
 GOLDEN = "golden.txt"  # written by .ci/readme_table.py: an installed package has no tests
@@ -20,13 +20,13 @@ GOLDEN = "golden.txt"  # written by .ci/readme_table.py: an installed package ha
 def coverage(measured: Collection[str]) -> pd.DataFrame:
     """Return a line per method of the survey, the rows of Table 1 first, columns COVERAGE; all cells are words.
 
-    ``file`` is "" where the method is not there yet; ``golden``, ``recipe`` and ``row`` are yes or no. Methods of the
-    catalogue that the survey does not name stand at the end.
+    ``file`` is "" where the method is not there yet; ``golden``, ``recipe`` and ``row`` are yes or no. Methods
+    that the survey does not name stand at the end.
 
     Args:
         measured: the keys of the methods with a row in the report.
     """
-    golden, recipes = golden_keys(), recipe_keys()
+    cards, golden, recipes = method_cards(), golden_keys(), recipe_keys()
     printed, named = survey.table1(), survey.text_only()
     rows = [
         {**_names(row), "survey": f"Table 1, row {row['order']}", "section": str(row["category_text"])}
@@ -34,11 +34,12 @@ def coverage(measured: Collection[str]) -> pd.DataFrame:
     ]
     rows += [{**_names(row), "survey": "text", "section": str(row["section"])} for row in named.to_dict("records")]
     known = {row["method_key"] for row in rows}
-    rows += [{"survey": "not named", "method_key": key} for key in catalogue.names() if key not in known]
+    rows += [{"survey": "not named", "method_key": key} for key in cards if key not in known]
     for row in rows:
         key = row["method_key"]
-        there = {"golden": key in golden, "recipe": key in recipes, "row": key in measured}
-        row |= {"file": catalogue.file_of(key), **{name: "yes" if found else "no" for name, found in there.items()}}
+        row["file"] = cards[key].file if key in cards else ""
+        for name, keys in {"golden": golden, "recipe": recipes, "row": measured}.items():
+            row[name] = "yes" if key in keys else "no"
     return pd.DataFrame(rows, columns=COVERAGE).fillna("")
 
 
