@@ -18,6 +18,7 @@ from benchmark.display import Display
 from benchmark.errors import BadInput
 from benchmark.evaluation import jobs
 from benchmark.experiment import Experiment, plan
+from benchmark.generalization import way_of
 from benchmark.loggers import check as check_loggers
 from benchmark.names import check_names
 from benchmark.references import references, with_teachers
@@ -25,6 +26,7 @@ from benchmark.rejection import evaluation_of
 from benchmark.results import manifest
 from benchmark.results.alarms import sentences
 from benchmark.results.cards import read_cards
+from benchmark.results.curves import curve_path, is_curve
 from benchmark.results.evidence import card_path, escaped, evidence_folder, failure_path
 from benchmark.results.rejection import CONFIDENCE
 from benchmark.results.rows import method_of
@@ -271,7 +273,7 @@ def _mended(before: dict[str, str] | None, now: dict[str, str] | None) -> bool:
 
 def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
     """Name the first setting in which two suites differ; adding methods, seeds and folds is no difference."""
-    if key in (".seeds", ".dataset.folds", ".title", ".note", ".against", ".evaluation.sweep"):
+    if key in (".seeds", ".dataset.folds", ".title", ".note", ".against", ".evaluation.sweep", ".curves"):
         return None
     if key == ".evaluation.surrogate" and before is None:  # nobody was shown pictures of one yet
         return None
@@ -294,7 +296,8 @@ def _unfinished(
     """List what is left to do: the training, each attack of which a part is missing, and the probes."""
     settings = evaluation_of(experiment, suite.evaluation)
     trained = (places.checkpoints / experiment.name / CARD).is_file()
-    tasks = [] if trained and _card_is_kept(experiment, places) else [Task(experiment)]
+    kept = trained and _card_is_kept(experiment, places) and _curve_is_kept(experiment, places)
+    tasks = [] if kept else [Task(experiment)]
     missing: set[str] = set()
     for checkpoint in settings.checkpoints:
         for job in jobs(settings, ranked=checkpoint == settings.ranked_checkpoint):
@@ -315,6 +318,12 @@ def _unfinished(
 def _card_is_kept(experiment: Experiment, places: Places) -> bool:
     path = card_path(places.report, experiment.name)
     return path.is_file() and read_yaml(path).get("status") == "done"
+
+
+def _curve_is_kept(experiment: Experiment, places: Places) -> bool:
+    if experiment.curves is None:
+        return True
+    return is_curve(curve_path(places.report, experiment.name), way_of(experiment))
 
 
 def _keep_failures(outcomes: Mapping[Task, Outcome], places: Places) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attacks.threat import ThreatModel
 from benchmark import architectures, own_method, own_network, own_parts, user_code
+from benchmark.curves import Curves
 from benchmark.data import Description, describe, load
 from benchmark.data import own as own_data
 from benchmark.data.hidden_labels import choose_labelled, digest, usual_labels
@@ -37,6 +38,7 @@ class Experiment:
         reference: whether it is only there to be compared with.
         teacher: whose predictions on the unlabelled images it learns from; trained before.
         data_root: where the data set lies, for the choice of the labelled images.
+        curves: what is measured beside the training, which changes no weights.
     """
 
     method: str
@@ -55,6 +57,7 @@ class Experiment:
     reference: bool = False
     teacher: "Experiment | None" = None
     data_root: Path | None = None
+    curves: Curves | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "row", self.row or self.method)
@@ -238,6 +241,7 @@ def experiment(
         reference=labels is not None and kind.references is None,
         teacher=teacher,
         data_root=data_root,
+        curves=suite.curves,
     )
 
 

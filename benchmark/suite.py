@@ -12,8 +12,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from attacks.pixels import Pixels, fraction
 from attacks.threat import ThreatModel
+from benchmark import curves as curve_settings
 from benchmark import row_attack
 from benchmark.changes import based_on, set_value
+from benchmark.curves import Curves
 from benchmark.data.description import Augmentation
 from benchmark.data.extra import is_dataset
 from benchmark.data.unlabelled import Unlabelled
@@ -213,6 +215,7 @@ class Suite:
         sync_batchnorm: share BatchNorm's statistics between several GPUs; else each has those of its part of the batch.
         own: where methods of a user's live, by key.
         against: the methods that those are compared with; where none is named, all are compared with ``pgd_at``.
+        curves: accuracy on training and on test images over the epochs; None for none.
     """
 
     name: str
@@ -231,6 +234,7 @@ class Suite:
     evaluation: Evaluation = Evaluation()
     own: dict[str, UserCode] = field(default_factory=dict)
     against: list[str] = field(default_factory=list)
+    curves: Curves | None = None
 
     def __post_init__(self) -> None:
         _check_distinct("seeds", self.seeds)
@@ -239,7 +243,13 @@ class Suite:
     def as_plain(self) -> dict[str, Any]:
         """Give the suite as values that YAML holds, every default written out but those of a user's own code."""
         values: dict[str, Any] = _plain(asdict(self))
-        seldom = [(values["dataset"], "code"), (values["network"], "code"), (values, "own"), (values, "against")]
+        seldom = [
+            (values["dataset"], "code"),
+            (values["network"], "code"),
+            (values, "own"),
+            (values, "against"),
+            (values, "curves"),
+        ]
         seldom += [(values["evaluation"], "row"), (values["evaluation"], "save_adversarial")]
         if not any(values["evaluation"]["unseen"].values()):
             del values["evaluation"]["unseen"]
@@ -291,6 +301,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
             values["threat"] |= {"epsilon": fraction(values["threat"]["epsilon"], "threat.epsilon")}
         if values.get("evaluation", {}).get("row") is not None:
             row_attack.check(values["evaluation"]["row"])
+        curve_settings.check(values.get("curves"))
         suite = Suite(**dict(parser.instantiate(parser.parse_object(values))))
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None

@@ -14,8 +14,10 @@ from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.evaluation import Job, evaluate, part_size
 from benchmark.experiment import Experiment
+from benchmark.generalization import bring
 from benchmark.ranks import train_on_ranks
 from benchmark.rejection import evaluation_of, keep_threshold
+from benchmark.results.curves import curve_path
 from benchmark.results.evidence import card_path, evidence_folder, failure_path
 from benchmark.results.rejection import CONFIDENCE, threshold_path
 from benchmark.storage import load_weights, locked, read_yaml, sha256, write_yaml
@@ -69,6 +71,9 @@ def perform(task: Task, places: Places, settings: Evaluation, tell: Tell) -> Non
             return
         with locked(folder):
             card = _train(task.experiment, folder, places, tell)
+            if task.experiment.curves is not None:
+                path = curve_path(places.report, task.experiment.name)
+                bring(task.experiment, folder, card["weights"], path, places.data_root)
         row = {"method": task.experiment.row}  # another suite may have trained it under another name
         write_yaml(card_path(places.report, task.experiment.name), card | row)
         failure_path(places.report, task.experiment.name).unlink(missing_ok=True)

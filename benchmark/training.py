@@ -23,7 +23,9 @@ from benchmark.data import ImageData, load
 from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.experiment import Experiment
+from benchmark.generalization import Generalization, Measured, keep
 from benchmark.loggers import HISTORY, History, listening
+from benchmark.results.curves import NAME as CURVES
 from benchmark.storage import atomically, load_weights, locked, read_yaml, save_weights, write_yaml
 from methods.alarm import catastrophic_overfitting, label_leaking
 from methods.base import AdversarialTraining
@@ -48,8 +50,8 @@ def train(
     With several ``devices`` this runs in a process for each (:func:`benchmark.ranks.train_on_ranks`); the first of them
     writes, and gives the card. Writes ``last.safetensors``, ``best.safetensors`` (state dicts of
     ``method.classifier()``), ``companions.safetensors`` of a method that has some, ``card.yaml`` at the very end,
-    ``history.csv`` after every epoch, and until the end ``resume.ckpt``. A teacher that is not there yet is trained
-    before, in a folder beside ``folder``.
+    ``history.csv`` after every epoch, ``curves.json`` where the suite asks for curves, and until the end
+    ``resume.ckpt``. A teacher that is not there yet is trained before, in a folder beside ``folder``.
 
     Args:
         loggers: names of :data:`benchmark.loggers.CHOICES`; they write into ``folder`` too.
@@ -91,7 +93,9 @@ def train(
         taught = label_hiding.teach(method, place, card, hidden)
     best, cost = KeepBest(), Cost()
     resume = folder / RESUME
-    books = [SameWork(experiment), *label_hiding.watched(method, data), best, cost]
+    curve = None if experiment.curves is None else Generalization(experiment, Measured.of(experiment, splits))
+    books: list[pl.Callback] = [SameWork(experiment), *label_hiding.watched(method, data), best, cost]
+    books += [] if curve is None else [curve]
     books += [History(folder / HISTORY, cost.seconds_of), SaveEachEpoch(resume, tell)]
     settings = _yaml_ready(experiment.identity())
     with quiet(), listening(loggers, experiment.name, folder, settings) as listeners:
@@ -99,7 +103,7 @@ def train(
         trainer.fit(method, datamodule=data, ckpt_path=_readable(resume), weights_only=True)
     if not trainer.is_global_zero:
         return {}
-    return _finish(experiment, folder, method, best, cost, data, taught)
+    return _finish(experiment, folder, method, best, cost, curve, data, taught)
 
 
 def _trained(
@@ -186,6 +190,7 @@ def _finish(
     method: AdversarialTraining,
     best: KeepBest,
     cost: Cost,
+    curve: Generalization | None,
     data: ImageData,
     taught: dict[str, Any],
 ) -> dict[str, Any]:
@@ -233,6 +238,8 @@ def _finish(
         "versions": versions(),
         "history": method.history,
     }
+    if curve is not None:
+        keep(curve, experiment, folder, kept, folder / CURVES, whole=True)
     write_yaml(folder / CARD, card)  # last: whoever sees a card sees a finished experiment
     (folder / RESUME).unlink(missing_ok=True)
     return card

@@ -12,7 +12,7 @@ _WORDS = {"method", "device_name", "peak_memory_of", "status", "experiment"}
 _ALIKE = ["dataset", "network", "device", "devices", "seed", "fold"]  # in what a run and its natural one agree
 
 
-def costs(cards: pd.DataFrame) -> pd.DataFrame:
+def costs(cards: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """Return what each experiment cost, passes per training image; columns COSTS, what a card does not say is empty.
 
     ``memory_growth_mib`` is what training added to the memory that the process held when it began: the rest of
@@ -20,13 +20,15 @@ def costs(cards: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         cards: as ``Cards.table``.
+        curves: what measuring curves cost, as ``read_curves`` gives; it has columns of its own, where there are any.
     """
     selection = pd.to_numeric(cards.selection_forward_passes) + pd.to_numeric(cards.selection_backward_passes)
     named = cards.assign(selection_passes=selection, device_name=cards.device)
     named = named.assign(seconds_relative_to_natural=relative_seconds(cards))
     numbers = [name for name in COSTS if name not in _WORDS]
     found = named.assign(**{name: pd.to_numeric(named[name]) for name in numbers})
-    return found[COSTS].sort_values(["method", "seed", "fold"], kind="stable").reset_index(drop=True)
+    table = found[COSTS].sort_values(["method", "seed", "fold"], kind="stable").reset_index(drop=True)
+    return table.merge(curves.drop(columns="whole"), on="experiment", how="left") if len(curves) else table
 
 
 def relative_seconds(cards: pd.DataFrame) -> pd.Series:

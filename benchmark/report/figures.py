@@ -1,18 +1,16 @@
 """Draw a report's figures; each function returns a figure and saves nothing."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from benchmark.report.attack_names import readable
+from benchmark.report.marks import BARS, IN_A_COLUMN, errors, legend, markers, names_at_the_end
 from benchmark.report.style import (
     FAINT,
-    INK,
     MANY,
     Look,
     epsilon_text,
@@ -21,7 +19,6 @@ from benchmark.report.style import (
     nothing_to_show,
     percent,
     short,
-    spread,
     tidy,
     titled,
 )
@@ -34,8 +31,6 @@ LADDER = [
     *("clean", "pgd20", "pgd20_any", "cw20", "cw_l2"),
     *("autoattack_custom", "autoattack_rand", "autoattack", "autoattack_plus"),
 ]
-_IN_A_COLUMN = 26  # names of a legend
-_BARS: dict[str, Any] = {"elinewidth": 1.0, "capsize": 0, "linestyle": "none", "alpha": 0.55, "zorder": 2}
 
 
 def clean_vs_robust(summary: Summary) -> Figure:
@@ -44,13 +39,13 @@ def clean_vs_robust(summary: Summary) -> Figure:
     board = _headline(summary).dropna(subset=["clean", WORST_CASE])
     if board.empty:
         return nothing_to_show(title, "No method has both figures yet.")
-    figure = Figure(figsize=(7.2 + 1.6 * (len(board) // _IN_A_COLUMN), 4.4), layout="constrained")
+    figure = Figure(figsize=(7.2 + 1.6 * (len(board) // IN_A_COLUMN), 4.4), layout="constrained")
     axes = figure.subplots()
     _points(axes, board, "clean", looks(summary.methods))
     percent(axes.xaxis)
     axes.set(xlabel="clean accuracy", ylabel="robust accuracy (worst case over attacks)")
     _finish(axes, title, _setting(summary))
-    _legend(axes, board.method, looks(summary.methods), _names(summary, summary.suite.headline_epsilon))
+    legend(axes, board.method, looks(summary.methods), _names(summary, summary.suite.headline_epsilon))
     return figure
 
 
@@ -61,7 +56,7 @@ def cost_vs_robustness(summary: Summary) -> Figure:
     board = board[board.passes.astype(float) > 0]
     if board.empty:
         return nothing_to_show(title, "No method has both its training passes and its robust accuracy yet.")
-    figure = Figure(figsize=(7.2 + 1.6 * (len(board) // _IN_A_COLUMN), 4.4), layout="constrained")
+    figure = Figure(figsize=(7.2 + 1.6 * (len(board) // IN_A_COLUMN), 4.4), layout="constrained")
     axes = figure.subplots()
     _points(axes, board.assign(passes=board.passes.astype(float)), "passes", looks(summary.methods))
     axes.set_xscale("log")
@@ -76,7 +71,7 @@ def cost_vs_robustness(summary: Summary) -> Figure:
     _finish(axes, title, _setting(summary))
     names = _names(summary, summary.suite.headline_epsilon)
     labels = {method: f"{name}  ({summary.classes.get(method)})" for method, name in names.items()}
-    _legend(axes, board.method, looks(summary.methods), labels)
+    legend(axes, board.method, looks(summary.methods), labels)
     return figure
 
 
@@ -96,7 +91,7 @@ def accuracy_over_epsilon(summary: Summary) -> Figure:
         axes.plot(x, rows.accuracy, color=colour, linewidth=1.6 if look else 0.7, zorder=3 if look else 1)
         if look:
             axes.fill_between(x, rows.low, rows.high, color=colour, alpha=0.09, linewidth=0)
-            _markers(axes, x, rows.accuracy, look, rows.carried.astype(bool))
+            markers(axes, x, rows.accuracy, look, rows.carried.astype(bool))
 
     label = "ε, in 1/255" if scale == 255 else "ε (pixels in [0, 1])"
     radii, suite = lines.epsilon.nunique() - 1, summary.suite
@@ -140,10 +135,10 @@ def attack_ladder(summary: Summary) -> Figure:
             axes.plot(rows.step, rows.accuracy, color=FAINT, linewidth=0.7, zorder=1)
             return
         x = rows.step + beside[rows.method.iloc[0]]
-        bars = _errors(rows.accuracy, rows.low, rows.high)
-        axes.errorbar(x, rows.accuracy, yerr=bars, color=look.colour, **_BARS)
+        bars = errors(rows.accuracy, rows.low, rows.high)
+        axes.errorbar(x, rows.accuracy, yerr=bars, color=look.colour, **BARS)
         axes.plot(x, rows.accuracy, color=look.colour, linewidth=1.4, zorder=3)
-        _markers(axes, x, rows.accuracy, look, rows.carried.astype(bool))
+        markers(axes, x, rows.accuracy, look, rows.carried.astype(bool))
 
     figure = _lines(summary, steps, draw, title, _setting(summary), "")
     for axes in figure.axes:
@@ -177,7 +172,7 @@ def _lines(
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
     longest = max(map(len, groups.values()))  # of the legends, which variants may make longer than a panel is high
-    panel = (4.4 + 1.6 * (longest // _IN_A_COLUMN), max(2.5, 0.14 * min(longest, _IN_A_COLUMN) + 0.5))
+    panel = (4.4 + 1.6 * (longest // IN_A_COLUMN), max(2.5, 0.14 * min(longest, IN_A_COLUMN) + 0.5))
     size = (7.2, 4.4) if len(groups) == 1 else (panel[0] * columns, panel[1] * rows + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -194,10 +189,10 @@ def _lines(
         tidy(axes)
         ends = {method: float(lines[lines.method == method].accuracy.iloc[-1]) for method in members}
         if len(groups) == 1:
-            _names_at_the_end(axes, ends, look, _names(summary))
+            names_at_the_end(axes, ends, look, _names(summary))
             titled(axes, title, subtitle)
         else:
-            _legend(axes, sorted(members, key=lambda method: -ends[method]), look, _names(summary))
+            legend(axes, sorted(members, key=lambda method: -ends[method]), look, _names(summary))
             titled(axes, name.replace("_", " "))
     for axes in grid[len(groups) :]:
         axes.set_visible(False)
@@ -206,58 +201,14 @@ def _lines(
     return figure
 
 
-def _names_at_the_end(axes: Axes, ends: dict[str, float], look: dict[str, Look], labels: dict[str, str]) -> None:
-    places = spread(list(ends.values()), 0.048, 0.0, 1.0)
-    for (method, end), place in zip(ends.items(), places, strict=True):
-        axes.annotate(
-            labels[method],
-            (1, end),
-            xytext=(1.03, place),
-            xycoords=("axes fraction", "data"),
-            textcoords=("axes fraction", "data"),
-            color=look[method].colour,
-            fontsize=8,
-            va="center",
-            annotation_clip=False,
-        )
-
-
 def _points(axes: Axes, board: pd.DataFrame, x: str, look: dict[str, Look]) -> None:
-    bars = _BARS | {"alpha": 0.55 if len(board) <= 2 * MANY else 0.2}
+    bars = BARS | {"alpha": 0.55 if len(board) <= 2 * MANY else 0.2}
     for line in board.to_dict("records"):
         own = look[line["method"]]
-        across = _errors(*([line[f"{x}{end}"]] for end in ("", "_low", "_high"))) if f"{x}_low" in line else None
-        up = _errors(*([line[f"{WORST_CASE}{end}"]] for end in ("", "_low", "_high")))
+        across = errors(*([line[f"{x}{end}"]] for end in ("", "_low", "_high"))) if f"{x}_low" in line else None
+        up = errors(*([line[f"{WORST_CASE}{end}"]] for end in ("", "_low", "_high")))
         axes.errorbar([line[x]], [line[WORST_CASE]], xerr=across, yerr=up, color=own.colour, **bars)
-        _markers(axes, [line[x]], [line[WORST_CASE]], own, [False], size=6.5)
-
-
-def _markers(axes: Axes, x: object, y: object, look: Look, carried: object, size: float = 5) -> None:
-    """Mark points in the method's look, open where the verdicts were carried from another epsilon."""
-    x, y, carried = np.asarray(x, float), np.asarray(y, float), np.asarray(carried, bool)
-    for some, fill in ((~carried, look.colour), (carried, "white")):
-        if not some.any():
-            continue  # the layout would make room for an empty line at the figure's corner
-        edge, width = (look.colour, 1.2) if fill == "white" else ("white", 0.7)
-        points = axes.plot(x[some], y[some], look.marker, color=look.colour, markersize=size, zorder=4, clip_on=False)
-        points[0].set(markerfacecolor=fill, markeredgecolor=edge, markeredgewidth=width)
-
-
-def _legend(axes: Axes, methods: Iterable[str], look: dict[str, Look], labels: dict[str, str]) -> None:
-    """Name the methods outside the axes, the most robust first, as the points stand."""
-    methods = list(methods)
-    handles = [
-        Line2D(
-            [], [], color=look[method].colour, marker=look[method].marker, linestyle="none", mec="white", markersize=7
-        )
-        for method in methods
-    ]
-    names = [labels[method] for method in methods]
-    axes.legend(
-        handles, names, ncols=-(-len(names) // _IN_A_COLUMN), fontsize=8 if len(names) <= 12 else 6.5,
-        loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, handletextpad=0.3, labelspacing=0.45,
-        frameon=False, labelcolor=INK,
-    )  # fmt: skip
+        markers(axes, [line[x]], [line[WORST_CASE]], own, [False], size=6.5)
 
 
 def _finish(axes: Axes, title: str, subtitle: str) -> None:
@@ -280,11 +231,6 @@ def _headline(summary: Summary) -> pd.DataFrame:
         (board.checkpoint == summary.suite.ranked_checkpoint) & (board.epsilon == summary.suite.headline_epsilon)
     ]
     return here.sort_values(WORST_CASE, ascending=False, kind="stable")
-
-
-def _errors(middle: object, low: object, high: object) -> np.ndarray:
-    middle, low, high = (np.asarray(values, float) for values in (middle, low, high))
-    return np.nan_to_num(np.clip([middle - low, high - middle], 0, None))
 
 
 def _where(summary: Summary) -> str:

@@ -7,11 +7,14 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmark.report import credibility, engines, figures, markup, table, unseen
+from benchmark.report import credibility, engines, figures, generalization_figures, markup, table, unseen
+from benchmark.report.coverage import readable_coverage
+from benchmark.report.generalization_figures import tradeoff
 from benchmark.report.page import page
 from benchmark.report.published_figure import published_vs_measured
 from benchmark.report.summary import Summary, summarise
 from benchmark.results import manifest
+from benchmark.results.coverage import summed_up
 from benchmark.storage import write_bytes, write_text
 
 FIGURES: tuple[Callable[[Summary], Figure], ...] = (
@@ -19,6 +22,7 @@ FIGURES: tuple[Callable[[Summary], Figure], ...] = (
     figures.accuracy_over_epsilon,
     figures.attack_ladder,
     figures.cost_vs_robustness,
+    tradeoff,
     published_vs_measured,
 )
 
@@ -35,6 +39,7 @@ def build(folder: Path) -> list[Path]:
     folder = Path(folder)
     summary = summarise(folder)
     draws = [*FIGURES, *([figures.unseen_attacks] if len(summary.unseen) else [])]
+    draws += [generalization_figures.generalization] if len(summary.generalization) and FIGURES else []
     pictures = {draw.__name__: rendered(draw, summary) for draw in draws}
     written = [write_text(folder / name, text) for name, text in tables(summary).items()]
     for name, formats in pictures.items():
@@ -78,9 +83,13 @@ def tables(summary: Summary) -> dict[str, str]:
         "costs": summary.costs,
         "alarm": summary.alarm,
         "credibility": summary.credibility,
+        "tradeoff": summary.tradeoff,
+        "coverage": summary.coverage,
     }
     if len(summary.unseen):  # of suites that ask for such attacks
         frames["unseen"] = summary.unseen
+    if len(summary.generalization):  # of suites that ask for curves
+        frames |= {"generalization": summary.generalization, "generalization_gaps": summary.gaps}
     if len(summary.recovered):  # of suites with semi-supervised methods
         frames["recovered"] = summary.recovered
     if len(summary.rejection):  # of suites with methods that may reject
@@ -107,5 +116,12 @@ def tables(summary: Summary) -> dict[str, str]:
         found[f"{name}.md"] = markup.markdown(frame, title, suite.track, suite.note, foot)
         found[f"{name}.tex"] = markup.latex(frame, title, suite.track, suite.note, f"tab:{name}", foot)
     known = {method: summary.named(method) for method in summary.methods}
+    found["coverage.md"] = markup.markdown(
+        readable_coverage(summary.coverage, summary.named),
+        f"{suite.title}: how much of the survey is here",
+        suite.track,
+        suite.note,
+        summed_up(summary.coverage),
+    )
     found["credibility.md"] = credibility.markdown(summary.credibility, summary.leaderboard, known, suite)
     return found

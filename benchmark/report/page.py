@@ -2,6 +2,7 @@
 
 import re
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmark.report import credibility, engines, table, unseen
 from benchmark.report.attack_names import readable
+from benchmark.report.coverage import readable_coverage
+from benchmark.report.generalization import readable_gaps
 from benchmark.report.leaderboard import NO_AUTOATTACK
 from benchmark.report.style import epsilon_text
 from benchmark.report.summary import Summary, versions
+from benchmark.report.tradeoff import readable_tradeoff
 from benchmark.results.alarms import sentences
+from benchmark.results.coverage import summed_up
 from benchmark.results.survey import number
 from benchmark.results.worst_case import DEVELOPMENT
 
@@ -24,6 +29,9 @@ CAPTIONS = {  # in the order in which the page shows them
     "over from another epsilon.",
     "attack_ladder": "From the weakest attack to the strongest: a fall on the last step says the others flattered.",
     "cost_vs_robustness": "Training passes per image against the worst case; all classes, each named in brackets.",
+    "tradeoff": "Against natural training: the clean accuracy that each method loses, and the robust accuracy it wins.",
+    "generalization": "Accuracy on training images (dashed) and test images over the epochs. The star is the epoch "
+    "that held-out training images chose: test images choose nothing.",
     "unseen_attacks": "What is left of each method under attacks it was not trained on: twice the radius, other norms "
     "and their union, pictures made for other networks.",
     "published_vs_measured": "The survey's 34 rows: printed figure, AutoAttack by others, and ours. Where the setting "
@@ -100,6 +108,10 @@ def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
         comparisons=_html(table.readable_comparisons(summary), "comparisons"),
         table1=_html(table.readable_table1(summary), "table1"),
         recovered=_html(table.readable_recovered(summary), "recovered") if len(summary.recovered) else None,
+        tradeoff=_html(readable_tradeoff(summary.tradeoff, _marked(summary)), "tradeoff"),
+        gaps=_html(readable_gaps(summary.gaps, summary.named), "gaps") if len(summary.gaps) else None,
+        coverage=_html(readable_coverage(summary.coverage, summary.named), "coverage"),
+        covered=summed_up(summary.coverage),
         unseen=_html(table.readable_unseen(summary), "unseen") if len(summary.unseen) else None,
         unseen_foot=unseen.FOOT,
         rejection=_html(table.readable_rejection(summary), "rejection") if len(summary.rejection) else None,
@@ -122,6 +134,10 @@ def page(summary: Summary, pictures: dict[str, bytes], files: list[str]) -> str:
         datatables_script=script,
         datatables_style=style,
     )
+
+
+def _marked(summary: Summary) -> Callable[[str, float], str]:
+    return lambda method, epsilon: summary.marked(method, epsilon=epsilon)
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:

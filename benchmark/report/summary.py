@@ -10,16 +10,21 @@ import pandas as pd
 
 from benchmark.errors import BadInput
 from benchmark.report.costs import costs
+from benchmark.report.coverage import measured_in
 from benchmark.report.credibility import credibility, marked
 from benchmark.report.engines import with_engine
+from benchmark.report.generalization import gaps, generalization
 from benchmark.report.leaderboard import autoattack_stages, comparisons, leaderboard
 from benchmark.report.measure import judged, per_network, pooled
 from benchmark.report.recovered import recovered
 from benchmark.report.rejection import Rejecting
 from benchmark.report.survey_table import survey_table
+from benchmark.report.tradeoff import tradeoff
 from benchmark.report.unseen import unseen
 from benchmark.results import alarms, evidence
 from benchmark.results.cards import Cards, Suite, read_cards, read_suite
+from benchmark.results.coverage import coverage
+from benchmark.results.curves import read_curves
 from benchmark.results.method_warnings import named
 from benchmark.results.probes import read_probes
 
@@ -60,6 +65,10 @@ class Summary:
     recovered: pd.DataFrame
     unseen: pd.DataFrame
     rejection: pd.DataFrame  # one line per network judged at a threshold, and epsilon
+    tradeoff: pd.DataFrame  # against natural training
+    generalization: pd.DataFrame  # of suites that ask for curves, as are the gaps
+    gaps: pd.DataFrame
+    coverage: pd.DataFrame  # of the survey, with the rows of this report
     credibility: pd.DataFrame  # one line per trained network, checkpoint and check
 
     @cached_property
@@ -129,6 +138,8 @@ def summarise(folder: Path) -> Summary:
     networks, stages = per_network(counted), autoattack_stages(found, cards.table)
     checks = credibility(suite, cards, networks, stages, read_probes(folder))
     board = marked(leaderboard(suite, cards, counted, networks, figures), checks)
+    curves, watching = read_curves(folder)
+    curves = generalization(curves, cards.table)
     return Summary(
         suite=suite,
         cards=cards,
@@ -140,11 +151,15 @@ def summarise(folder: Path) -> Summary:
         autoattack_stages=stages,
         comparisons=comparisons(suite, board, counted, suite.against),
         table1=survey_table(suite, cards, board),
-        costs=costs(cards.table),
+        costs=costs(cards.table, watching),
         alarm=alarms.epochs(cards.contents),
         recovered=recovered(suite, cards, counted),
         unseen=unseen(suite, cards.table, counted),
         rejection=rejecting.of_cards(cards.table),
+        tradeoff=tradeoff(suite, board, counted),
+        generalization=curves,
+        gaps=gaps(curves, watching),
+        coverage=coverage(measured_in(board)),
         credibility=checks,
     )
 

@@ -69,7 +69,7 @@ def altered(report: Path) -> Iterator[Finding]:
         elif (found := sha256(report / name)) != recorded[name]:
             yield Finding(name, f"SHA-256 {_shown(recorded[name])}", _shown(found))
     for name in sorted(present - set(recorded)):
-        if name.startswith(("evidence/", "experiments/", "credibility/")):  # what the tables rest on
+        if name.startswith(("evidence/", "experiments/", "credibility/", "curves/")):  # what the tables rest on
             yield Finding(
                 name, f"a file that {NAME} records", "one that it does not (`atbench report` records what a kill left)"
             )

@@ -1,13 +1,10 @@
 """What a reader must be warned of at a method's name and beside its row; known of methods that were never run too."""
 
-import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+from benchmark.results.method_cards import method_cards
 from benchmark.results.rows import method_of
 
 RECONSTRUCTION = "reconstruction"
@@ -46,28 +43,10 @@ def of_run(card: Mapping[str, Any]) -> Warned:
 
 def of_method(row: str) -> Warned:
     """Give what the catalogue's method of a ``row``, ``trades``, ``trades/beta_1`` or ``trades@200``, warns of."""
-    return _catalogue().get(method_of(row), Warned())
+    card = method_cards().get(method_of(row))
+    return Warned() if card is None else Warned(card.words.get("reconstruction", False), card.words.get("broken", ""))
 
 
 def named(method: str, note: str) -> str:
     """Write a method's name for readers: ``fgsmr (reconstruction)``."""
     return f"{method} ({note})" if note else method
-
-
-@cache
-def _catalogue() -> dict[str, Warned]:
-    """Read every method's card as text: to import it would take PyTorch, to copy it here would make a second truth."""
-    home = find_spec("methods")
-    folders = [] if home is None else list(home.submodule_search_locations or [])
-    files = (file for folder in folders for file in sorted(Path(folder).glob("*/*.py")))
-    found = (card for file in files for card in _cards(file.read_text("utf-8")))
-    return {card["key"]: Warned(card.get("reconstruction", False), card.get("broken", "")) for card in found}
-
-
-def _cards(source: str) -> Iterator[dict[str, Any]]:
-    """Yield the words of each ``card = Card(key=...)`` that stands in a class of ``source``."""
-    for kind in ast.walk(ast.parse(source)):
-        for line in kind.body if isinstance(kind, ast.ClassDef) else []:
-            made = line.value if isinstance(line, ast.Assign) else None
-            if isinstance(made, ast.Call) and ast.unparse(made.func) == "Card":
-                yield {str(word.arg): ast.literal_eval(word.value) for word in made.keywords}

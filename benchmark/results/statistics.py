@@ -54,6 +54,18 @@ def wilson(right: int, images: int) -> Interval:
     return Interval(right / images, min(float(found.low), right / images), max(float(found.high), right / images))
 
 
+def unpaired_difference(right: tuple[int, int], images: tuple[int, int]) -> Interval:
+    """Return the difference of two accuracies on different images, the first minus the second, with its interval.
+
+    Source: Newcombe, Statistics in Medicine 1998, method 10: from the two Wilson intervals.
+    """
+    first, second = wilson(right[0], images[0]), wilson(right[1], images[1])
+    estimate = first.estimate - second.estimate
+    below = np.hypot(first.estimate - first.low, second.high - second.estimate)
+    above = np.hypot(first.high - first.estimate, second.estimate - second.low)
+    return Interval(estimate, float(estimate - below), float(estimate + above))
+
+
 def resampled_means(cells: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> Array:
     """Draw runs and images with replacement, together for all series, and return the means ``(resamples, series)``.
 

@@ -27,6 +27,11 @@ def table1() -> pd.DataFrame:
     return _read("table1.csv")
 
 
+def text_only() -> pd.DataFrame:
+    """Return the methods that the survey names outside Table 1, every cell a string as in the file."""
+    return _read("text_only.csv")
+
+
 def external_autoattack() -> pd.DataFrame:
     """Return third-party AutoAttack figures in percent, several lines a method; data sets spelled as in ``table1``."""
     table = _read("external_autoattack.csv")

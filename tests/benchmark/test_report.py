@@ -35,7 +35,7 @@ NAMES = {
     *("leaderboard.csv", "leaderboard.md", "leaderboard.tex", "table1.csv", "table1.md", "table1.tex", "index.html"),
     "manifest.json",
     *("accuracy.csv", "autoattack_stages.csv", "comparisons.csv", "costs.csv", "alarm.csv"),
-    *("credibility.csv", "credibility.md"),
+    *("credibility.csv", "credibility.md", "tradeoff.csv", "coverage.csv", "coverage.md"),
     *(
         f"figures/{name}.{kind}"
         for name in (
@@ -43,6 +43,7 @@ NAMES = {
             "accuracy_over_epsilon",
             "attack_ladder",
             "cost_vs_robustness",
+            "tradeoff",
             "published_vs_measured",
         )
         for kind in ("pdf", "png")
