@@ -69,9 +69,9 @@ def test_the_way_is_as_short_as_the_authors(norm, problem):
     theirs = getattr(projections, f"projection_{norm}")(points, normal, level)
     most = reach(points, flattened(normal, norm), gap)
     clear = (gap.abs() - most).abs() > 1e-3 * most  # on the edge of what can be reached, rounding decides
-    clear &= ((normal * points).sum(1) - level - gap).abs() <= 1e-4 * gap.abs()  # they are told the level alone
     ours, others = (torch.linalg.vector_norm(each, ORDER[norm], dim=1) for each in (way, theirs))
     loose = tolerance(points.dtype) * 100
+    clear &= ((normal * points).sum(1) - level - gap).abs() <= loose / 10 * gap.abs()  # they are told the level alone
     torch.testing.assert_close(ours[clear], others[clear], rtol=loose, atol=loose)
     if norm != "l1" or len(normal[normal != 0].abs().unique()) == (normal != 0).sum():  # else there are several ways
         torch.testing.assert_close(way[clear], theirs[clear].to(way), rtol=loose, atol=loose)

@@ -135,8 +135,8 @@ IMAGES, LABELS = arrays(60)
         ({"held_out": 5, "validation": (IMAGES, LABELS)}, "give validation images, or held_out=5"),
         ({"validation": (IMAGES[:0], LABELS[:0])}, "validation part of shapes is empty"),
         (
-            {"augmentation": "flip"},
-            r"augmentation is one of none, crop4, .*, got 'flip'",
+            {"augmentation": "turn"},
+            r"augmentation is one of none, .*, got 'turn'",
         ),
         ({"levels": 16}, "above its levels=16"),
         ({"train": (IMAGES * np.uint8([1, 0, 1])[:, None, None], LABELS)}, "channel 1 of shapes has one value"),
