@@ -12,7 +12,7 @@ from attacks.modes import in_mode
 from attacks.objectives import Objective, cross_entropy_with
 from attacks.slope import slope
 from attacks.threat import ThreatModel
-from methods.activations import activation_modules
+from methods.activations import swap_activations
 from methods.base import AdversarialTraining, Batch, Card
 from methods.inner import Inner
 from methods.unlabelled import HIDDEN, Reference, References
@@ -110,9 +110,7 @@ class SSDRL(AdversarialTraining):
         """Make the network, with ELU in the place of each ReLU where that is asked for."""
         network = build(0)
         if activation == "elu":
-            for name, module in activation_modules(network).items():
-                if isinstance(module, nn.ReLU):
-                    network.set_submodule(name, nn.ELU())
+            swap_activations(network, nn.ReLU, nn.ELU)
         return network
 
     def labelled_rows(self, batch_size: int, labels: int, images: int) -> int:
@@ -196,7 +194,7 @@ class SSDRL(AdversarialTraining):
                 told["mark"] = "gamma off scale"
             if self.history[-1]["at_bounds"] > CORNERED:
                 told["bounds"] = "gamma too small: images end in the corners of the pixel range"
-        if any(isinstance(module, nn.ReLU) for module in activation_modules(self.network).values()):
+        if any(isinstance(module, nn.ReLU) for module in self.network.modules()):
             told["activation"] = "ReLU, where the theory asks for a smooth activation"
         return told
 
