@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmark.evaluation import evaluate
-    from benchmark.suite import Evaluation
+    from benchmark.evaluation_settings import Evaluation
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return evaluate
     if name == "Evaluation":
-        from benchmark.suite import Evaluation
+        from benchmark.evaluation_settings import Evaluation
 
         return Evaluation
     raise AttributeError(f"module 'benchmark' has no attribute {name!r}")

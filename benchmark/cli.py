@@ -103,7 +103,7 @@ def _train(chosen: Namespace) -> int:
 
 def _evaluate(chosen: Namespace) -> int:
     from benchmark import own_model
-    from benchmark.suite import Evaluation
+    from benchmark.evaluation_settings import Evaluation
 
     size = _batch_size(chosen.batch_size)
     settings = Evaluation(

@@ -18,7 +18,7 @@ from attacks.staged import Staged
 from attacks.threat import ThreatModel
 from benchmark.data import Images
 from benchmark.evaluation import evaluate
-from benchmark.suite import Evaluation
+from benchmark.evaluation_settings import Evaluation
 
 OFFICIAL, STOCK, QUICK, SWEEP = "official", "official-stock", "quick", "fast-fp32-sweep"
 RADII = (1 / 3, 2 / 3, 1, 4 / 3, 2)  # of epsilon: five, as in the suites

@@ -11,9 +11,9 @@ from torch.optim.swa_utils import update_bn
 
 from benchmark.data import HiddenLabels, ImageData, Images, MissingData, Splits, load
 from benchmark.evaluation import evaluate
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import Experiment, description
 from benchmark.row_attack import RowAttack
-from benchmark.suite import Evaluation
 from benchmark.training import quiet
 from methods.base import AdversarialTraining
 from methods.unlabelled import PseudoLabelled

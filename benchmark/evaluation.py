@@ -20,6 +20,7 @@ from attacks.passes import Passes, counting, networks_in
 from attacks.threat import ThreatModel
 from benchmark import pictures
 from benchmark.data import Images
+from benchmark.evaluation_settings import Evaluation
 from benchmark.fixed_steps import Attacked, Subject, Tell, cw20, pgd20, pgd20_any, row, with_shared_cost
 from benchmark.journal import Journal
 from benchmark.rejection import confidence
@@ -37,7 +38,6 @@ from benchmark.strong_attacks import (
     engine,
     quick,
 )
-from benchmark.suite import Evaluation
 from benchmark.sweep import RANKING_ONLY, Job, Known, finished_parts, joined, journal_name, radii
 
 

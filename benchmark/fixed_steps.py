@@ -14,8 +14,8 @@ from attacks.pgd import pgd
 from attacks.pixels import Pixels
 from attacks.randomness import uniform
 from attacks.threat import ThreatModel
+from benchmark.evaluation_settings import Evaluation
 from benchmark.row_attack import RowAttack
-from benchmark.suite import Evaluation
 
 Tell = Callable[[str, int, int], None]
 

@@ -20,12 +20,13 @@ from benchmark.data import Description, Images, load
 from benchmark.display import bars
 from benchmark.errors import BadInput
 from benchmark.evaluation import Tell, check_versions, evaluate, jobs
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import description
 from benchmark.results import manifest
 from benchmark.results.evidence import card_path, escaped, evidence_folder
 from benchmark.results.probes import is_probed, probe_path
 from benchmark.storage import load_weights, locked, sha256, write_yaml
-from benchmark.suite import DataChoice, Evaluation
+from benchmark.suite import DataChoice
 from benchmark.tasks import same_measurement
 from benchmark.training import versions
 from benchmark.user_code import is_reference

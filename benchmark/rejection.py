@@ -12,10 +12,10 @@ from attacks.passes import counting
 from attacks.randomness import normal, uniform
 from benchmark import pictures
 from benchmark.data import Images
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import Experiment
 from benchmark.fixed_steps import Attacked, Subject, with_shared_cost
 from benchmark.results.rejection import CONFIDENCE, Threshold, write_threshold
-from benchmark.suite import Evaluation
 from methods.rejection import TRUE_POSITIVES, Answers, threshold
 
 STEPS, RESTARTS, MOMENTUM, BACKTRACKING = 200, 3, 0.9, 1.5

@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmark import user_code
 from benchmark.errors import BadInput
+from benchmark.evaluation_settings import Evaluation
 from benchmark.processes import end_with_parent
-from benchmark.suite import Evaluation
 from benchmark.tasks import Places, Task
 
 

@@ -22,13 +22,14 @@ from benchmark import own_parts, suite
 from benchmark.data import load as load_data
 from benchmark.display import Display
 from benchmark.errors import BadInput
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import Experiment, plan
 from benchmark.inspection import measured
 from benchmark.results import speed as stored
 from benchmark.runner import Outcome, workers
 from benchmark.runner import run as run_tasks
 from benchmark.storage import locked, read_yaml, write_yaml
-from benchmark.suite import Evaluation, Suite
+from benchmark.suite import Suite
 from benchmark.tasks import Places, Task, Tell
 from benchmark.training import train, versions
 from methods import catalogue

@@ -14,10 +14,10 @@ from attacks.staged import Staged
 from attacks.tally import Progress
 from attacks.threat import Norm
 from benchmark.errors import BadInput
+from benchmark.evaluation_settings import Evaluation
 from benchmark.fixed_steps import Attacked, Subject
 from benchmark.journal import Journal
 from benchmark.storage import read_yaml, write_yaml
-from benchmark.suite import Evaluation
 
 PART = 1000  # images whose verdicts make one file: with fewer, slots would idle more often at the end
 

@@ -20,12 +20,13 @@ from attacks.pixels import Pixels
 from attacks.randomness import uniform
 from benchmark.credibility.task import restored, test_images
 from benchmark.evaluation import Attack, evaluate
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import Experiment, experiment
 from benchmark.fixed_steps import Attacked, Subject, Tell, with_shared_cost
 from benchmark.results.evidence import evidence_folder, part_path
 from benchmark.settings import resolve
 from benchmark.storage import locked, read_yaml
-from benchmark.suite import Evaluation, Suite
+from benchmark.suite import Suite
 from benchmark.sweep import Job, finished_parts
 from benchmark.tasks import Places, Task, expected_parts, same_measurement
 from benchmark.training import CARD, train

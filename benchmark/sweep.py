@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from benchmark.evaluation_settings import Evaluation
 from benchmark.results import evidence
-from benchmark.suite import Evaluation
 
 # Too dear for every checkpoint and radius: the ranked checkpoint only, and without a sweep the ranked radii only.
 RANKING_ONLY = ("autoattack", "autoattack_plus", "autoattack_rand", "autoattack_custom")

@@ -13,6 +13,7 @@ from benchmark.data import Images, load
 from benchmark.devices import Devices
 from benchmark.errors import BadInput
 from benchmark.evaluation import Job, evaluate, part_size
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import Experiment
 from benchmark.generalization import bring
 from benchmark.ranks import train_on_ranks
@@ -21,7 +22,6 @@ from benchmark.results.curves import curve_path
 from benchmark.results.evidence import card_path, evidence_folder, failure_path
 from benchmark.results.rejection import CONFIDENCE, threshold_path
 from benchmark.storage import load_weights, locked, read_yaml, sha256, write_yaml
-from benchmark.suite import Evaluation
 from benchmark.training import CARD, train
 
 Tell = Callable[[str, int, int], None]

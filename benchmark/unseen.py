@@ -17,13 +17,13 @@ from attacks.threat import Norm
 from attacks.union import pgd_in_any_norm
 from benchmark.credibility.task import restored, test_images
 from benchmark.evaluation import Attack, evaluate
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import Experiment
 from benchmark.fixed_steps import Attacked, Subject, Tell, cw20, first_success, pgd20, with_shared_cost
 from benchmark.results.evidence import evidence_folder, finished_parts, part_path
 from benchmark.results.unseen import ELSEWHERE, TRANSFER
 from benchmark.storage import read_yaml
 from benchmark.strong_attacks import autoattack_elsewhere
-from benchmark.suite import Evaluation
 from benchmark.sweep import Job
 from benchmark.tasks import Places, Task, expected_parts, same_measurement
 from benchmark.training import CARD

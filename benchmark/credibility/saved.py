@@ -15,11 +15,11 @@ from benchmark.credibility.pictures import read_saved
 from benchmark.credibility.run import probe_saved
 from benchmark.credibility.task import first, restored, test_images, ways
 from benchmark.data import Images
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import Experiment
 from benchmark.results import pictures
 from benchmark.results.evidence import Part, parts_of
 from benchmark.results.probes import SAVED, is_probed, probe_path, write_probes
-from benchmark.suite import Evaluation
 from benchmark.tasks import Places, Task, Tell
 from benchmark.training import CARD
 

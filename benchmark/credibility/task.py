@@ -12,10 +12,10 @@ from torch import nn
 from attacks.threat import ThreatModel
 from benchmark.credibility.run import Depth, Tell, probe, probe_transfer
 from benchmark.data import Images, load
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import Experiment
 from benchmark.results.probes import TRANSFER, is_probed, probe_path, write_probes
 from benchmark.storage import read_yaml
-from benchmark.suite import Evaluation
 from benchmark.tasks import Places, Task, restore
 from benchmark.training import CARD
 

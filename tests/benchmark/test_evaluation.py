@@ -8,9 +8,9 @@ from torch import nn
 from attacks import BadInput, ThreatModel
 from benchmark.data import Images
 from benchmark.evaluation import ATTACKS, Job, evaluate, jobs
+from benchmark.evaluation_settings import Evaluation
 from benchmark.results import evidence
 from benchmark.results.worst_case import WORST_CASE, with_worst_case
-from benchmark.suite import Evaluation
 from benchmark.tasks import expected_parts, same_measurement
 from tests.models import Averaged
 

@@ -11,6 +11,7 @@ from benchmark import ranks, suite
 from benchmark.curves import Curves
 from benchmark.data import load
 from benchmark.devices import Devices
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import plan
 from benchmark.generalization import Generalization, Measured, bring, way_of
 from benchmark.results.curves import NAME, curve_path, read_curves
@@ -187,7 +188,7 @@ def test_a_task_brings_the_curve_into_the_report(trained, tmp_path):
     (folder.parent / of.name).mkdir()
     for path in (CARD, NAME):
         (folder.parent / of.name / path).write_bytes((folder / path).read_bytes())
-    perform(Task(of), places, suite.Evaluation(), lambda *news: None)
+    perform(Task(of), places, Evaluation(), lambda *news: None)
     assert curve_path(tmp_path, of.name).read_bytes() == (folder / NAME).read_bytes()
 
 

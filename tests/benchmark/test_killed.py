@@ -10,6 +10,7 @@ import signal
 import pytest
 
 from benchmark import suite
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import plan
 from benchmark.references import with_teachers
 from benchmark.results.curves import read_curves
@@ -50,7 +51,7 @@ def _work(task, places, die_at):
         return step(self, batch, batch_idx)
 
     AdversarialTraining.training_step = dying
-    perform(task, places, suite.Evaluation(), lambda *news: None)
+    perform(task, places, Evaluation(), lambda *news: None)
 
 
 @pytest.mark.parametrize("name", catalogue.names())

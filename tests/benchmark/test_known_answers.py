@@ -13,9 +13,9 @@ from benchmark.credibility.colours import colour
 from benchmark.credibility.run import probe
 from benchmark.data import Images
 from benchmark.evaluation import evaluate
+from benchmark.evaluation_settings import Evaluation
 from benchmark.results import evidence
 from benchmark.storage import save_weights
-from benchmark.suite import Evaluation
 from tests.attacks.test_third_party import folder, mnist, wong_kolter  # noqa: F401  # fixtures
 from tests.benchmark.test_credibility import Noisy, Rounded
 from tests.models import Constant, Linear, linear

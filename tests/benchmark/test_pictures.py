@@ -16,9 +16,9 @@ from attacks import BadInput, ThreatModel
 from benchmark import pictures as saving
 from benchmark.data import Images
 from benchmark.evaluation import evaluate
+from benchmark.evaluation_settings import Evaluation
 from benchmark.results import evidence, pictures
 from benchmark.results.pictures import Pictures, distance, farthest_allowed, in_steps, moved
-from benchmark.suite import Evaluation
 from tests.models import linear
 
 SHAPES = some.tuples(some.integers(1, 4), some.integers(1, 3), some.integers(1, 6), some.integers(1, 6))

@@ -11,13 +11,13 @@ from attacks import ThreatModel
 from attacks.quick import quick
 from benchmark.data import Images
 from benchmark.evaluation import Job, evaluate, jobs
+from benchmark.evaluation_settings import Evaluation
 from benchmark.report.figures import accuracy_over_epsilon
 from benchmark.report.page import page
 from benchmark.report.summary import summarise
 from benchmark.report.table import readable_accuracy, readable_leaderboard, readable_table1
 from benchmark.results.evidence import evidence_folder, write_part
 from benchmark.storage import save_weights
-from benchmark.suite import Evaluation
 from tests.benchmark.make_report import FEW, make_report, radii, verdicts, write_card, write_evidence, write_suite
 from tests.models import Constant, linear
 

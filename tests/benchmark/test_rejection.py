@@ -13,6 +13,7 @@ from attacks import BadInput, ThreatModel
 from benchmark import rejection, suite
 from benchmark.data import load
 from benchmark.evaluation import evaluate, jobs
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import plan
 from benchmark.fixed_steps import Subject
 from benchmark.report import build
@@ -22,7 +23,6 @@ from benchmark.results import evidence
 from benchmark.results.rejection import AT_THRESHOLD, CONFIDENCE, Threshold, read_thresholds, threshold_path
 from benchmark.results.verify import contradictions
 from benchmark.storage import write_yaml
-from benchmark.suite import Evaluation
 from benchmark.tasks import Places, Task, perform
 from methods.rejection import Answers, judge, threshold
 from tests.benchmark.test_evaluation import linear, random_images

@@ -7,8 +7,8 @@ from torch import nn
 from attacks import BadInput, ThreatModel
 from benchmark.data import Images
 from benchmark.evaluation import Job, evaluate, jobs
+from benchmark.evaluation_settings import Evaluation
 from benchmark.row_attack import RowAttack
-from benchmark.suite import Evaluation
 
 EPSILON = 0.05
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from benchmark import inspection, suite
 from benchmark import speed as measuring
 from benchmark.errors import BadInput
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import plan
 from benchmark.results import speed as stored
 from benchmark.runner import Outcome
 from benchmark.speed import BATCHES, SLICE_EPOCHS, SLICES, SpeedTask, Turn, figures, shortened, speed, turn
 from benchmark.storage import read_yaml, write_yaml
-from benchmark.suite import Evaluation
 from benchmark.tasks import Places
 from methods import catalogue
 

@@ -8,6 +8,7 @@ from attacks import BadInput, ThreatModel, cross_entropy_with
 from attacks.pgd import fgsm
 from benchmark import suite
 from benchmark.evaluation import evaluate
+from benchmark.evaluation_settings import Evaluation, Surrogate
 from benchmark.experiment import plan
 from benchmark.fixed_steps import Subject
 from benchmark.results import evidence
@@ -31,12 +32,12 @@ SMALL = {
 
 
 def subject(epsilon=0.1):
-    return Subject(network(seed=9), ThreatModel("linf", epsilon), suite.Evaluation())
+    return Subject(network(seed=9), ThreatModel("linf", epsilon), Evaluation())
 
 
 def test_every_name_of_the_evidence_has_its_steps():
     assert tuple(STEPS) == SURROGATE
-    assert suite.Surrogate(attacks=["fgsm", "pgd20", "pgd30"]).names == list(SURROGATE)
+    assert Surrogate(attacks=["fgsm", "pgd20", "pgd30"]).names == list(SURROGATE)
     assert suite.load("digits-common").evaluation.surrogate.names == list(SURROGATE)
 
 
@@ -45,7 +46,14 @@ def test_pictures_are_made_on_the_surrogate_whatever_the_network_that_sees_them(
     surrogate = Ensemble([network(seed=1), network(seed=2)]).eval()
     for name in SURROGATE:
         first, other = (
-            shown(surrogate, name, Subject(network(seed=s), ThreatModel("linf", 0.1), suite.Evaluation()), x, y, y)
+            shown(
+                surrogate,
+                name,
+                Subject(network(seed=s), ThreatModel("linf", 0.1), Evaluation()),
+                x,
+                y,
+                y,
+            )
             for s in (3, 4)
         )
         assert torch.equal(first.adversarial, other.adversarial)
@@ -137,7 +145,7 @@ def test_attacks_of_the_callers_own_stand_beside_the_protocols():
 
     tests = load("digits").test.take(torch.arange(4))
     body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    settings = suite.Evaluation(attacks=["mine"], epsilons=[0.1], ranked_at=[0.1], batch_size=4)
+    settings = Evaluation(attacks=["mine"], epsilons=[0.1], ranked_at=[0.1], batch_size=4)
     with pytest.raises(BadInput, match="there is no attack 'mine'"):
         evaluate(body, tests, ThreatModel("linf", 0.1), settings)
     own = {"mine": lambda subject, x, y, index: shown(body, "surrogate_fgsm", subject, x, y, index)}

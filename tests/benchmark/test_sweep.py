@@ -13,12 +13,12 @@ from attacks.engine import Outcome
 from benchmark import cli, commands, suite, sweep
 from benchmark.data import Images
 from benchmark.evaluation import ATTACKS, Job, evaluate, jobs
+from benchmark.evaluation_settings import Evaluation
 from benchmark.experiment import plan
 from benchmark.fixed_steps import Attacked
 from benchmark.journal import Journal
 from benchmark.results import evidence, pictures
 from benchmark.results.carried import unfounded
-from benchmark.suite import Evaluation
 from benchmark.tasks import Places, expected_parts
 from tests.benchmark.make_report import verdicts as made_up
 from tests.models import linear

@@ -9,13 +9,13 @@ from attacks import BadInput, ThreatModel
 from benchmark import suite
 from benchmark.data import load
 from benchmark.evaluation import evaluate
+from benchmark.evaluation_settings import Evaluation, Unseen
 from benchmark.experiment import plan
 from benchmark.fixed_steps import Subject
 from benchmark.report import build
 from benchmark.report.summary import summarise
 from benchmark.report.unseen import heading
 from benchmark.results.unseen import is_unseen
-from benchmark.suite import Evaluation, Unseen
 from benchmark.unseen import pgd50_l1, transferred
 from tests.benchmark.make_report import FEW, make_report, verdicts, write_card, write_evidence, write_suite
 from tests.models import curved, images
