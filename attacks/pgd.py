@@ -94,11 +94,12 @@ def pgd(
         if momentum:
             length = gradient.abs().flatten(1).sum(1).clamp(min=1e-12)
             velocity = momentum * velocity + gradient / per_image(length, gradient)
+        uphill = velocity if momentum else gradient
         if move is None:
-            moved = adversarial + alpha * threat.direction(velocity if momentum else gradient)
+            moved = adversarial + alpha * threat.direction(uphill)
             moved = threat.project(moved if jitter is None else moved + jitter(moving), x, radius).detach()
         else:
-            moved = move(adversarial, velocity if momentum else gradient).detach()
+            moved = move(adversarial, uphill).detach()
         logits = logits.detach()
         if stopping:
             adversarial = torch.where(per_image(moving, x).bool(), moved, adversarial)

@@ -66,11 +66,8 @@ ATTACKS: dict[str, Attack] = {
     "quick": quick,
     CONFIDENCE: confidence,
 }
-ON_SLOTS = (
-    *RANKING_ONLY,
-    "quick",
-    *AUTOATTACK_ELSEWHERE,
-)  # they fill their batches themselves, from as many images as they are given
+# They fill their batches themselves, from as many images as they are given.
+ON_SLOTS = (*RANKING_ONLY, "quick", *AUTOATTACK_ELSEWHERE)
 
 
 def evaluate(
